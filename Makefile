@@ -1,0 +1,37 @@
+# Two commands: `make quickstart` and `make test`. Both can be repeated; the second time nothing is installed.
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+BASE   ?= python3
+
+.PHONY: quickstart test lint unit install clean
+
+quickstart: $(VENV)/installed-run
+	$(VENV)/bin/edgealign run quickstart
+
+test: $(VENV)/installed-dev lint
+	$(PYTHON) -m pytest -q -m "not gpu"
+
+# The tier to keep open in another window: no native runtime, no slow test.
+unit: $(VENV)/installed-dev
+	$(PYTHON) -m pytest -q -m "not gpu and not slow and not runtime"
+
+lint: $(VENV)/installed-dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+install: $(VENV)/installed-run
+
+# llama-cpp-python compiles here; its default build crashes on some CPUs, so the flags are chosen by looking
+# at this one (edgealign/runtimes/llama_flags.py says which and why).
+$(VENV)/installed-run: pyproject.toml
+	test -x $(PYTHON) || $(BASE) -m venv $(VENV)
+	CMAKE_ARGS="$$($(PYTHON) edgealign/runtimes/llama_flags.py)" $(PYTHON) -m pip install --quiet -e ".[gguf,merge]"
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed-run
+	$(PYTHON) -m pip install --quiet -e ".[gguf,merge,dev]"
+	touch $@
+
+clean:
+	rm -rf runs

@@ -1,0 +1,108 @@
+"""Talk and progress on stderr: stdout is kept for data.
+
+A bar appears once a loop has run for two seconds; without a terminal it is a plain line every ten seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+SHOW_AFTER_S = 2.0
+LINE_EVERY_S = 10.0
+
+T = TypeVar("T")
+Advance = Callable[[int, str], None]
+
+
+def say(message: str) -> None:
+    """Print one line of talk."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def track(iterable: Iterable[T], *, total: int | None = None, label: str) -> Iterator[T]:
+    """Yield the items and show how far the loop is."""
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)
+    with bar(total=total, label=label) as advance:
+        for item in iterable:
+            yield item
+            advance(1, "")
+
+
+@contextmanager
+def bar(*, total: int | None, label: str) -> Iterator[Advance]:
+    """Yield `advance(steps, note)`; the note stands after the bar (a loss, a speed)."""
+    shown = _Terminal(total, label) if sys.stderr.isatty() else _Lines(total, label)
+    try:
+        yield shown.advance
+    finally:
+        shown.close()
+
+
+class _Lines:
+    """A line now and then, for logs."""
+
+    def __init__(self, total: int | None, label: str) -> None:
+        self.total, self.label = total, label
+        self.done = 0
+        self.last_s = time.monotonic()
+
+    def advance(self, steps: int, note: str) -> None:
+        self.done += steps
+        if time.monotonic() - self.last_s >= LINE_EVERY_S:
+            self.last_s = time.monotonic()
+            of = f"/{self.total}" if self.total else ""
+            say(f"{self.label}: {self.done}{of} {note}".rstrip())
+
+    def close(self) -> None:
+        """Nothing to clean up: lines stay."""
+
+
+class _Terminal:
+    """A rich bar that waits two seconds before it appears."""
+
+    def __init__(self, total: int | None, label: str) -> None:
+        self.total, self.label = total, label
+        self.done = 0
+        self.start_s = time.monotonic()
+        self.live: _RichBar | None = None
+
+    def advance(self, steps: int, note: str) -> None:
+        self.done += steps
+        if self.live is None and time.monotonic() - self.start_s >= SHOW_AFTER_S:
+            self.live = _RichBar(self.total, self.label)
+        if self.live is not None:
+            self.live.set(self.done, note)
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.close()
+
+
+class _RichBar:
+    """rich.progress on stderr, imported only when a bar is really shown."""
+
+    def __init__(self, total: int | None, label: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        )
+        self.task = self.progress.add_task(label, total=total, note="")
+        self.progress.start()
+
+    def set(self, done: int, note: str) -> None:
+        self.progress.update(self.task, completed=done, note=note)
+
+    def close(self) -> None:
+        self.progress.stop()

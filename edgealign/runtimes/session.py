@@ -1,0 +1,147 @@
+"""One protocol over every runtime, and the function that opens a session on a directory.
+
+A session holds one model and one state: the tokens fed so far, with one user's adapter on or off.
+``prefill`` and ``step`` append to that state; ``set_user`` and ``reset`` empty it (the KV cache and the
+convolution state), because a state computed under one adapter means nothing under another.
+
+    session = open_session("bundle")
+    logits = session.prefill(ids)            # (V,)
+    session.set_user(bundle_adapter("bundle", "ana"))
+
+Shape legend: V vocabulary, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
+
+from edgealign.artifact import open_artifact
+from edgealign.errors import ArtifactError, InputError, UsageError
+from edgealign.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Logits: TypeAlias = npt.NDArray[np.float32]
+
+RUNTIMES = Registry(
+    "runtime",
+    {
+        "torch": "edgealign.runtimes.torch_session:TorchSession",
+        "llama.cpp": "edgealign.runtimes.llamacpp:LlamaSession",
+        "scripted": "edgealign.runtimes.scripted:ScriptedSession",
+    },
+)
+
+# What a bundle's manifest calls its target, and the runtime that opens it.
+TARGET_RUNTIMES: Mapping[str, str] = {"gguf": "llama.cpp"}
+
+
+@runtime_checkable
+class Session(Protocol):
+    """What generation, parity, benchmarks and the app know about a runtime."""
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        """Append tokens to the state; logits (V,) after the last one."""
+
+    def step(self, token: int) -> Logits:
+        """Append one token; logits (V,)."""
+
+    def set_user(self, adapter: Path | None) -> None:
+        """Switch to one user's adapter, or to the base model for None. Empties the state."""
+
+    def reset(self) -> None:
+        """Empty the state; the adapter stays."""
+
+    def close(self) -> None:
+        """Free the model. A closed session is of no further use."""
+
+
+@runtime_checkable
+class Scorer(Session, Protocol):
+    """A session that can return the logits after every token of one pass."""
+
+    def score(self, tokens: Sequence[int]) -> Logits:
+        """Logits (T, V) after each token, from an empty state; leaves the state empty."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The facts of a bundle directory that a runtime needs, with absolute paths."""
+
+    path: Path
+    target: str
+    quant: str
+    model_file: Path
+    adapters: Mapping[str, Path]
+
+
+def read_bundle(path: str | Path, *, check_digests: bool = True) -> Bundle:
+    """Open a bundle directory: its manifest is checked, its files are not loaded."""
+    artifact = open_artifact(Path(path), kind="bundle", check_digests=check_digests)
+    meta: Mapping[str, Any] = artifact.manifest.meta
+    try:
+        adapters = {str(user): artifact.path / entry["file"] for user, entry in meta.get("adapters", {}).items()}
+        return Bundle(
+            artifact.path, str(meta["target"]), str(meta["quant"]), artifact.path / meta["model_file"], adapters
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            str(path), f"its manifest lacks {error}", "export the bundle again: edgealign export"
+        ) from error
+
+
+def bundle_adapter(path: str | Path | Bundle, user: str) -> Path:
+    """The file of one user's adapter inside a bundle."""
+    bundle = path if isinstance(path, Bundle) else read_bundle(path, check_digests=False)
+    if user not in bundle.adapters:
+        known = ", ".join(sorted(bundle.adapters)) or "none"
+        raise UsageError(user, f"is no user of {bundle.path.name} (users: {known})", "export that user's adapter too")
+    return bundle.adapters[user]
+
+
+def runtime_of(path: str | Path) -> str:
+    """Which runtime opens this path: a bundle says so itself, a .gguf file and a model directory are plain to see."""
+    place = Path(path)
+    if place.suffix == ".gguf":
+        return "llama.cpp"
+    if not place.is_dir():
+        raise InputError(str(path), "is neither a bundle, a model directory nor a .gguf file", "check the path")
+    if (place / "manifest.json").is_file():
+        artifact = open_artifact(place, check_digests=False)
+        if artifact.kind == "bundle":
+            return _runtime_of_target(str(path), str(artifact.manifest.meta.get("target", "")))
+        if artifact.kind != "model":
+            raise ArtifactError(str(path), f"is a {artifact.kind}, not a model or a bundle", "give a model or a bundle")
+    if (place / "config.json").is_file():
+        return "torch"
+    raise InputError(str(path), "holds no manifest.json and no config.json", "give a model directory or a bundle")
+
+
+def open_session(path: str | Path, *, runtime: str | None = None, **options: Any) -> Session:
+    """Open a session; ``options`` go to the runtime (threads, context, exact, ...)."""
+    name = runtime or runtime_of(path)
+    return cast("Session", RUNTIMES.load(name)(Path(path), **options))
+
+
+def score(session: Session, tokens: Sequence[int]) -> Logits:
+    """Logits (T, V) after each token from an empty state, in one pass where the runtime can do that."""
+    import numpy as np
+
+    if isinstance(session, Scorer):
+        return session.score(tokens)
+    session.reset()
+    rows = [session.prefill(tokens[:1]), *(session.step(token) for token in tokens[1:])]
+    session.reset()
+    return np.stack(rows)
+
+
+def _runtime_of_target(path: str, target: str) -> str:
+    if target not in TARGET_RUNTIMES:
+        known = ", ".join(sorted(TARGET_RUNTIMES))
+        raise ArtifactError(path, f"was exported for {target!r}, which no runtime here opens", f"targets: {known}")
+    return TARGET_RUNTIMES[target]
