@@ -224,7 +224,7 @@ def open_artifact(path: Path | str, *, kind: str | None = None, check_digests: b
             or not listed.
     """
     path = Path(path)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(
             path, f"is a {manifest.kind}, a {kind} is needed", f"look at it with: edgealign show {path}"
@@ -246,7 +246,7 @@ def open_model(source: Path | str) -> Artifact:
     path = resolve_model(source)
     if (path / MANIFEST).is_file():
         return open_artifact(path, kind="model")
-    files = tuple(entry for entry in list_files(path) if not entry.path.startswith("."))
+    files = tuple(entry for entry in list_files(path, links=True) if not entry.path.startswith("."))
     manifest = Manifest(
         schema=SCHEMA,
         kind="model",
@@ -265,32 +265,43 @@ def open_model(source: Path | str) -> Artifact:
     return Artifact(path, manifest)
 
 
-@dataclass(frozen=True)
-class Ancestor:
-    """A node of the family tree: the manifest is None where the input is not at its hint any more."""
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a directory, unchecked against its files.
 
-    entry: Input
-    manifest: Manifest | None
-    parents: tuple[Ancestor, ...]
+    Raises:
+        ArtifactError: none there, damaged, or of another schema.
+    """
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise ArtifactError(path, "no such directory", "look at what there is with: ls")
+    if not file.is_file():
+        raise ArtifactError(path, f"has no {MANIFEST}: it was never published", "run its stage again")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        if raw["schema"] != SCHEMA:
+            raise ArtifactError(
+                path, f"manifest schema {raw['schema']}, this version reads {SCHEMA}", "update edgealign"
+            )
+        raw["inputs"] = tuple(Input(**entry) for entry in raw["inputs"])
+        raw["files"] = tuple(FileEntry(**entry) for entry in raw["files"])
+        raw["checks"] = tuple(Check(**entry) for entry in raw["checks"])
+        return Manifest(**raw)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(file, f"is damaged ({type(error).__name__})", "run its stage again") from error
 
 
-def lineage(path: Path | str) -> Ancestor:
-    """Follow the inputs' hints; an ancestor counts only if its digest is still the recorded one."""
-    artifact = open_artifact(path, check_digests=False)
-    return _ancestor(artifact.as_input("self"), Path(path), seen=frozenset())
-
-
-def list_files(root: Path) -> Iterator[FileEntry]:
+def list_files(root: Path, *, links: bool = False) -> Iterator[FileEntry]:
     """Every regular file below `root` but the manifest, sorted by path.
 
     Raises:
-        ArtifactError: a link that leads out of the directory.
+        ArtifactError: a link, unless `links` (the hub's cache is made of links) allows them.
     """
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if not path.is_file() or name == MANIFEST:
-            continue
-        yield FileEntry(name, sha256_file(path), path.stat().st_size)
+        if path.is_symlink() and not links:
+            raise ArtifactError(path, "is a link, and an artifact holds none", "copy the file itself")
+        if path.is_file() and name != MANIFEST:
+            yield FileEntry(name, sha256_file(path), path.stat().st_size)
 
 
 def digest_files(files: Sequence[FileEntry]) -> str:
@@ -359,26 +370,6 @@ def _near(entry: Input, out: Path) -> Input:
     return entry
 
 
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST
-    if not path.is_dir():
-        raise ArtifactError(path, "no such directory", "look at what there is with: ls")
-    if not file.is_file():
-        raise ArtifactError(path, f"has no {MANIFEST}: it was never published", "run its stage again")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        if raw["schema"] != SCHEMA:
-            raise ArtifactError(
-                path, f"manifest schema {raw['schema']}, this version reads {SCHEMA}", "update edgealign"
-            )
-        raw["inputs"] = tuple(Input(**entry) for entry in raw["inputs"])
-        raw["files"] = tuple(FileEntry(**entry) for entry in raw["files"])
-        raw["checks"] = tuple(Check(**entry) for entry in raw["checks"])
-        return Manifest(**raw)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(file, f"is damaged ({type(error).__name__})", "run its stage again") from error
-
-
 def _check_files(path: Path, manifest: Manifest) -> None:
     listed = {entry.path: entry for entry in manifest.files}
     for name in listed:
@@ -395,17 +386,3 @@ def _check_files(path: Path, manifest: Manifest) -> None:
             raise ArtifactError(path, f"{name} is not the file that was published (SHA-256 differs)", fix)
     if digest_files(manifest.files) != manifest.digest:
         raise ArtifactError(path, "the manifest's digest does not match its file list", fix)
-
-
-def _ancestor(entry: Input, path: Path, *, seen: frozenset[str]) -> Ancestor:
-    try:
-        manifest = _read_manifest(path)
-    except ArtifactError:
-        return Ancestor(entry, None, ())
-    if manifest.digest != entry.digest or entry.digest in seen:
-        return Ancestor(entry, None, ())
-    seen = seen | {entry.digest}
-    parents = tuple(
-        _ancestor(parent, Path(os.path.normpath(path / parent.hint)), seen=seen) for parent in manifest.inputs
-    )
-    return Ancestor(entry, manifest, parents)

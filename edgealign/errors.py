@@ -1,13 +1,13 @@
 """The exception tree: every failure a user can meet is one line with the value, the reason and the next command.
 
-    EdgealignError
-    ├── CheckFailed      exit 1   something was measured and fell short
-    ├── UsageError       exit 2   wrong use, or input that cannot be used
-    │   ├── RecipeError           an unknown key, a value out of its range
-    │   ├── InputError            a file, its rows, a model
-    │   ├── ArtifactError         a manifest, a digest, the wrong kind of directory
-    │   └── OutputError           the place to write to: exists, no permission, disk full
-    └── ToolMissing      exit 3   an optional library or program, with its install line
+EdgealignError
+├── CheckFailed      exit 1   something was measured and fell short
+├── UsageError       exit 2   wrong use, or input that cannot be used
+│   ├── RecipeError           an unknown key, a value out of its range
+│   ├── InputError            a file, its rows, a model
+│   ├── ArtifactError         a manifest, a digest, the wrong kind of directory
+│   └── OutputError           the place to write to: exists, no permission, disk full
+└── ToolMissing      exit 3   an optional library or program, with its install line
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def writing(path: Path) -> Iterator[None]:
         errno.EACCES: ("no permission to write here", "choose another --out"),
         errno.EPERM: ("no permission to write here", "choose another --out"),
         errno.EROFS: ("the file system is read-only", "choose another --out"),
+        errno.EEXIST: ("a part of the path is a file, not a folder", "choose another --out"),
         errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another --out"),
     }
     try:
@@ -94,4 +95,4 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno not in reasons:
             raise
         reason, fix = reasons[error.errno]
-        raise OutputError(path, reason, fix) from error
+        raise OutputError(error.filename or path, reason, fix) from error

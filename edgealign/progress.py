@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ def say(message: str) -> None:
 
 def track(iterable: Iterable[T], *, total: int | None = None, label: str) -> Iterator[T]:
     """Yield the items and show how far the loop is."""
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     with bar(total=total, label=label) as advance:
         for item in iterable:

@@ -27,3 +27,6 @@ class InitRecipe:
     tokenizer_bytes: int = option(
         20_000_000, help="how much of the text the tokenizer is trained on", gt=0, unit="bytes"
     )
+    norm_noise: float = option(
+        0.0, help="noise on norms and biases, which are otherwise all alike; for tests of exporters", ge=0, le=1
+    )

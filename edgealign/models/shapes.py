@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgealign.errors import RecipeError
+from edgealign.registry import suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -49,14 +50,11 @@ class Shape:
 
 def shape(name: str) -> Shape:
     """Look a shape up by name; an unknown name suggests the nearest one."""
-    found = SHAPES.get(name)
-    if found is None:
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, SHAPES, n=1)
-        fix = f"did you mean {near[0]}?" if near else "see the shapes with: edgealign init --help"
-        raise RecipeError(name, f"is not a known shape ({', '.join(SHAPES)})", fix)
-    return found
+    if name not in SHAPES:
+        raise RecipeError(
+            name, f"is not a known shape{suggest(name, SHAPES)}", f"choose one of: {', '.join(SHAPES)}"
+        )
+    return SHAPES[name]
 
 
 def parameter_count(name: str, *, vocab_size: int | None = None) -> int:

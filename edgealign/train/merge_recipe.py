@@ -36,11 +36,15 @@ class MergeRecipe:
     )
     tolerance: float = option(1e-4, gt=0.0, help="largest logit difference between adapter attached and merged (fp32)")
     search: bool = option(
-        False, help="make several candidates and keep the best on the data", source="LFM2 report, arXiv 2511.23404 App. B"
+        False, help="make several candidates and keep the best on the data",
+        source="LFM2 report, arXiv 2511.23404 App. B",
     )
     search_methods: tuple[str, ...] = option(METHODS, choices=METHODS, help="methods that --search tries")
     search_densities: tuple[float, ...] = option(
         (0.3, 0.7), gt=0.0, le=1.0, help="densities that --search tries for ties, dare_ties and della"
+    )
+    search_weights: tuple[float, ...] = option(
+        (0.3, 0.5, 0.7), ge=0.0, le=1.0, help="second model's shares that --search tries for linear and slerp of two"
     )
     search_scales: tuple[float, ...] = option(
         (0.5, 1.0), gt=0.0, help="scales that --search tries for task_arithmetic and ties"

@@ -1,0 +1,366 @@
+"""The command line: parse, dispatch lazily, print errors on one line.
+
+stdout is data (text for people, or JSON with `--json`), stderr is talk. Exit codes: 0 done, 1 a check failed,
+2 wrong use or unusable input, 3 a tool is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgealign import __version__, cli_options, stages
+from edgealign.cli_options import ConfigOption, DryRunOption, JsonOption, Overrides, emit, takes_recipe
+from edgealign.errors import CheckFailed, EdgealignError, RecipeError, writing
+
+app = typer.Typer(
+    name="edgealign",
+    help="Align a small model, make it one person's, ship it, prove it, measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Look at training data before it is used.", no_args_is_help=True, rich_markup_mode=None)
+config_app = typer.Typer(help="Print what can be configured.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+OutOption = Annotated[Path, typer.Option("--out", help="directory to publish; it must not exist")]
+ModelOption = Annotated[str, typer.Option("--model", help="model directory or hub id")]
+DataOption = Annotated[list[str], typer.Option("--data", help="data file, directory or hub id; repeatable")]
+AdapterOption = Annotated[list[str] | None, typer.Option("--adapter", help="NAME=DIR; repeatable")]
+MapOption = Annotated[list[str] | None, typer.Option("--map", help="theirs=ours, a column by another name")]
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line on stderr and its exit code."""
+    try:
+        with writing(Path.cwd()):
+            app(standalone_mode=False)
+    except EdgealignError as error:
+        print(f"edgealign: {error.line()}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("edgealign: interrupted; run the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.TyperException as error:
+        print(f"edgealign: {' '.join(error.format_message().split())}; see: edgealign --help", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    preset: Annotated[str, typer.Argument(help="quickstart, laptop, or a .toml file")],
+    out: Annotated[Path | None, typer.Option("--out", help="where the stages go; default runs/PRESET")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="directory of real data, for presets that need it")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="start over")] = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Run a whole preset; what is published already is skipped."""
+    from edgealign import pipeline
+
+    loaded = pipeline.load_preset(preset)
+    target = out or Path("runs") / loaded.name
+    if dry_run:
+        emit({"stages": pipeline.plan_preset(loaded, out=target, data=data)}, json=json, text=cli_options.plan_text)
+        return
+    result = pipeline.run_preset(loaded, out=target, data=data, force=force)
+    emit(result, json=json, text=cli_options.run_text)
+
+
+@data_app.command("check")
+def data_check(
+    file: Annotated[str, typer.Argument(help="data file, directory or hub id")],
+    model: Annotated[str | None, typer.Option("--model", help="count tokens with this model's tokenizer")] = None,
+    context: Annotated[int | None, typer.Option("--context", help="context length in tokens")] = None,
+    map: MapOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Count rows, list every bad one, report length bias, duplicates and foreign templates."""
+    from edgealign.data.check import check, render
+
+    report = check(file, model=model, mapping=cli_options.pairs(map, "--map"), context=context)
+    emit(report, json=json, text=render)
+    if report["bad_rows"]:
+        raise CheckFailed(file, f"{len(report['bad_rows'])} bad rows", "mend them, or train with --skip-bad N")
+
+
+@data_app.command("synth")
+@takes_recipe("synth")
+def data_synth(
+    *,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Write the generated practice data: conversations, pairs and three users with planted tastes."""
+    cli_options.run_stage("synth", overrides, config, dry_run, json, out=out)
+
+
+@data_app.command("prepare")
+@takes_recipe("prepare")
+def data_prepare(
+    source: Annotated[list[str], typer.Argument(help="data files, directories or hub ids")],
+    *,
+    out: OutOption,
+    map: MapOption = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Collect, filter and split rows of any readable form into train.jsonl and valid.jsonl."""
+    cli_options.run_stage(
+        "prepare", overrides, config, dry_run, json, sources=source, mapping=cli_options.pairs(map, "--map"), out=out
+    )
+
+
+@app.command()
+@takes_recipe("init")
+def init(
+    shape: Annotated[str | None, typer.Argument(help="a named shape; see: edgealign config schema init")] = None,
+    *,
+    out: OutOption,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", help="text to train the tokenizer on; repeatable")
+    ] = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Make a model with random weights from a named shape."""
+    if shape is not None:
+        overrides["shape"] = shape
+    cli_options.run_stage("init", overrides, config, dry_run, json, text=text or [], out=out)
+
+
+@app.command()
+@takes_recipe("sft")
+def sft(
+    *,
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Supervised fine-tuning on conversations, instructions or plain text."""
+    cli_options.run_stage("sft", overrides, config, dry_run, json, model=model, data=data, out=out)
+
+
+@app.command()
+@takes_recipe("dpo")
+def dpo(
+    *,
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Preference training on pairs; the default objective is length-normalised DPO."""
+    cli_options.run_stage("dpo", overrides, config, dry_run, json, model=model, data=data, out=out)
+
+
+@app.command()
+@takes_recipe("merge")
+def merge(
+    *,
+    model: Annotated[list[Path], typer.Option("--model", help="models to merge; repeatable")],
+    out: OutOption,
+    base: Annotated[Path | None, typer.Option("--base", help="their common base, for task vectors")] = None,
+    adapter: Annotated[Path | None, typer.Option("--adapter", help="a LoRA to merge into the one --model")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", help="held-out data that --search decides by")] = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Merge models of one base, or a LoRA into its base; --search tries several and keeps the best."""
+    cli_options.run_stage(
+        "merge", overrides, config, dry_run, json, models=model, base=base, data=data or [], adapter=adapter, out=out
+    )
+
+
+@app.command()
+@takes_recipe("personalize")
+def personalize(
+    *,
+    model: ModelOption,
+    out: OutOption,
+    choices: Annotated[str, typer.Option("--choices", help="the user's choices: pairs as JSONL")],
+    user: Annotated[str, typer.Option("--user", help="whose choices: the user_id")],
+    population: Annotated[
+        Path | None, typer.Option("--population", help="a LoRA fitted on many users, the start")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="lora")] = "lora",
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Fit one user's adapter from 4 to 64 choices; published only if it ranks their held-out choices as well."""
+    if method != "lora":
+        raise RecipeError(method, "is not a personalisation method", "choose one of: lora")
+    cli_options.run_stage(
+        "personalize",
+        overrides,
+        config,
+        dry_run,
+        json,
+        model=model,
+        choices=choices,
+        user=user,
+        population=population,
+        out=out,
+    )
+
+
+@app.command()
+@takes_recipe("export")
+def export(
+    *,
+    target: Annotated[str, typer.Option("--target", help="gguf")],
+    model: ModelOption,
+    out: OutOption,
+    adapter: AdapterOption = None,
+    calibration: Annotated[Path | None, typer.Option("--calibration", help="text for an importance matrix")] = None,
+    python: Annotated[str | None, typer.Option("--python", help="the Python that has the exporter's tools")] = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Convert a model and its users' adapters for a runtime; published only if it behaves like torch."""
+    cli_options.run_stage(
+        "export",
+        overrides,
+        config,
+        dry_run,
+        json,
+        target=target,
+        model=model,
+        adapters=cli_options.directories(adapter),
+        calibration=calibration,
+        python=python,
+        out=out,
+    )
+
+
+@app.command()
+@takes_recipe("verify")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="an exported bundle")],
+    *,
+    model: ModelOption,
+    adapter: AdapterOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="publish the verdict as a report")] = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """The parity gate: the bundle against the torch reference; exit 1 if it differs."""
+    cli_options.run_stage(
+        "verify",
+        overrides,
+        config,
+        dry_run,
+        json,
+        bundle=bundle,
+        model=model,
+        adapters=cli_options.directories(adapter),
+        out=out,
+    )
+
+
+@app.command()
+@takes_recipe("bench")
+def bench(
+    bundles: Annotated[list[Path], typer.Argument(help="exported bundles")],
+    *,
+    out: Annotated[Path | None, typer.Option("--out", help="publish table, JSON and picture")] = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Measure prefill, decode, time to first token, load, memory and adapter swap; fresh process per cell."""
+    cli_options.run_stage("bench", overrides, config, dry_run, json, bundles=bundles, out=out)
+
+
+@app.command("eval")
+@takes_recipe("eval")
+def evaluate(
+    *,
+    bundle: Annotated[Path, typer.Option("--bundle", help="an exported bundle with the users' adapters")],
+    model: ModelOption,
+    out: OutOption,
+    adapter: AdapterOption = None,
+    users: Annotated[
+        Path, typer.Option("--users", help="dataset with unseen prompts and the users' tastes or choices")
+    ],
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Report whether each adapter moves answers in its user's direction, in torch and as shipped."""
+    cli_options.run_stage(
+        "eval",
+        overrides,
+        config,
+        dry_run,
+        json,
+        bundle=bundle,
+        model=model,
+        adapters=cli_options.directories(adapter),
+        users=users,
+        out=out,
+    )
+
+
+@app.command()
+def show(
+    directory: Annotated[Path, typer.Argument(help="any artifact")],
+    digests: Annotated[bool, typer.Option("--digests/--no-digests", help="check every file's SHA-256")] = True,
+    json: JsonOption = False,
+) -> None:
+    """An artifact's kind, checks, sizes and ancestry, without torch."""
+    from edgealign import show as showing
+
+    emit(showing.describe(directory, check_digests=digests), json=json, text=showing.render)
+
+
+@config_app.command("schema")
+def config_schema(
+    stage: Annotated[str | None, typer.Argument(help="one stage; all without it")] = None, json: JsonOption = False
+) -> None:
+    """Every recipe's fields with type, default, bounds and where the default comes from."""
+    from edgealign.recipe import schema
+
+    names = stages.RECIPES.names() if stage is None else (stage,)
+    emit({name: schema(stages.recipe_class(name)) for name in names}, json=json, text=cli_options.schema_text)

@@ -1,0 +1,1 @@
+"""Reading, checking and encoding of training data: conversations, pairs, thumbs, plain text."""

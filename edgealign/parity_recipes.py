@@ -1,0 +1,58 @@
+"""The recipe of `edgealign verify`: what is run, and every tolerance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgealign.recipe import option
+
+_MEASURED = "measured on LFM2 with random weights: GGUF 2.1e-6"
+_BAKED = "own gate, twice the room that published Q4 exports of LFM2 need"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyRecipe:
+    """Gates between a bundle in its own runtime and torch in fp32.
+
+    A file of 32-bit weights must agree number for number. A quantised one must agree as a distribution, and
+    its state handling (reset, swap, split prompts) must still be exact.
+    """
+
+    threads: int = option(2, help="threads of the bundle's runtime", ge=1)
+    seed: int = option(0, help="seed of the random prompts", ge=0)
+    prompt_lengths: tuple[int, ...] = option(
+        (1, 2, 3, 24, 127), help="prompt lengths; some must be below the convolution's width", ge=1, unit="tokens"
+    )
+    steps: int = option(8, help="tokens fed one by one after a prompt", ge=1, unit="tokens")
+    windows: int = option(8, help="text windows for the distribution gates", ge=1)
+    window_tokens: int = option(64, help="tokens per text window", ge=2, unit="tokens")
+
+    exact_tolerance: float = option(
+        1e-4, help="F32 file, F32 cache: largest logit difference", gt=0, unit="logit", source=_MEASURED
+    )
+    default_tolerance: float = option(
+        5e-3, help="F32 file, the runtime's own F16 cache: largest logit difference", gt=0, unit="logit"
+    )
+    state_tolerance: float = option(
+        0.05, help="quantised file: largest difference between two ways to feed one prompt, in standard "
+        "deviations of the logits", gt=0, source="batched and single-token kernels round differently",
+    )  # fmt: skip
+    adapter_factor: float = option(
+        100.0, help="an adapter must move the logits by this many tolerances", gt=1, source="own gate"
+    )
+
+    kl_16bit: float = option(1e-3, help="16-bit: mean KL(torch || bundle)", gt=0, unit="nat")
+    kl_8bit: float = option(0.02, help="8-bit: mean KL(torch || bundle)", gt=0, unit="nat")
+    kl_4bit: float = option(0.25, help="4-bit: mean KL(torch || bundle)", gt=0, unit="nat", source=_BAKED)
+    top1_16bit: float = option(0.99, help="16-bit: same likeliest token, decided positions", gt=0, le=1)
+    top1_8bit: float = option(0.97, help="8-bit: same likeliest token, decided positions", gt=0, le=1)
+    top1_4bit: float = option(0.80, help="4-bit: same likeliest token, decided positions", gt=0, le=1)
+    corr_16bit: float = option(0.9999, help="16-bit: mean correlation of the logits", gt=0, lt=1)
+    corr_8bit: float = option(0.995, help="8-bit: mean correlation of the logits", gt=0, lt=1)
+    corr_4bit: float = option(0.85, help="4-bit: mean correlation of the logits", gt=0, lt=1)
+    survival_16bit: float = option(0.999, help="16-bit: correlation of an adapter's effect", gt=0, lt=1)
+    survival_8bit: float = option(0.98, help="8-bit: correlation of an adapter's effect", gt=0, lt=1)
+    survival_4bit: float = option(0.85, help="4-bit: correlation of an adapter's effect", gt=0, lt=1)
+    strength_ratio: float = option(
+        1.5, help="quantised: an adapter's effect may be this much larger or smaller than in torch", gt=1
+    )

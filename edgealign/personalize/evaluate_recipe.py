@@ -1,0 +1,22 @@
+"""The knobs of `edgealign eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgealign.recipe import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRecipe:
+    """Answers to unseen prompts with and without each user's adapter, in torch and in the shipped runtime."""
+
+    prompts: int = option(12, ge=1, help="unseen prompts")
+    samples: int = option(2, ge=1, help="sampled answers per prompt and user")
+    max_new_tokens: int = option(160, ge=1, unit="tokens", help="longest answer")
+    temperature: float = option(0.7, ge=0.0, help="sampling temperature; 0 is greedy")
+    top_p: float = option(0.95, gt=0.0, le=1.0, help="nucleus")
+    bootstrap: int = option(2000, ge=100, help="resamples of the prompts for the 95 % intervals")
+    examples: int = option(2, ge=0, help="prompts whose answers are printed in the report")
+    threads: int = option(2, ge=1, help="CPU threads")
+    seed: int = option(0, ge=0, help="of sampling and resampling")

@@ -1,0 +1,44 @@
+"""The knobs of `edgealign personalize`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgealign.recipe import option
+
+MIN_CHOICES = 4
+MAX_CHOICES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecipe:
+    """A per-user LoRA from 4 to 64 choices."""
+
+    objective: str = option("ln_dpo", choices=("ln_dpo", "dpo"), help="preference loss", source="arXiv 2407.15229")
+    beta: float | None = option(
+        None, gt=0.0, help="strength of the preference; none: the objective's own default",
+        source="5 for ln_dpo: Tulu 3 dpo_norm, LFM2 report table 5",
+    )
+    rank: int = option(8, ge=1, le=256, help="rank of the LoRA", source="leap-finetune peft_configs.py")
+    alpha: int = option(16, ge=1, help="the LoRA's scale is alpha / rank", source="leap-finetune peft_configs.py")
+    targets: tuple[str, ...] = option((), help="module names to adapt; none: every linear of the architecture")
+    learning_rate: float = option(5e-4, gt=0.0, le=1.0, help="AdamW, decays linearly to zero")
+    epochs: int = option(6, ge=1, le=100, help="passes over the choices")
+    batch_pairs: int = option(8, ge=1, unit="pairs", help="pairs per optimizer step")
+    anchor: float = option(
+        0.1, ge=0.0, help="weight of the base-answer anchor; 0 turns it off",
+        source="BAPO, arXiv 2407.00693, our reading",
+    )
+    anchor_tokens: int = option(24, ge=1, le=1024, unit="tokens", help="length of the base answers that are anchored")
+    prior_strength: float = option(
+        8.0, ge=0.0, unit="choices",
+        help="the user's delta is scaled by n / (n + this): few choices move a user a little",
+        source="planted users: a fit without a prior beats the population only from about 8 choices on",
+    )
+    held_out: float = option(0.25, gt=0.0, le=0.5, help="share of the choices kept for the check (at least one)")
+    max_tokens: int = option(1024, ge=16, unit="tokens", help="longest prompt + answer; a longer choice is refused")
+    precision: str = option(
+        "auto", choices=("auto", "float32", "bfloat16"), help="auto: bf16 where the CPU multiplies it natively"
+    )
+    max_grad_norm: float = option(1.0, gt=0.0, help="gradients are clipped to this norm")
+    seed: int = option(0, ge=0, help="of the LoRA's random half and the order of the choices")

@@ -1,0 +1,103 @@
+"""Time and memory estimates for `--dry-run`, from file sizes and a short measurement of this machine.
+
+Rules of thumb, stated as such: training costs 6 floating-point operations per parameter and token, a forward
+pass 2; AdamW holds weights, gradients and two moments (16 bytes per trained fp32 parameter); English text has
+about four bytes per token. No torch is imported.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+import time
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from edgealign import recipe as recipes
+
+FLOPS_PER_PARAMETER_TOKEN = {"sft": 6, "dpo": 8, "personalize": 8, "verify": 2, "export": 2, "eval": 2}
+BYTES_PER_TOKEN_OF_TEXT = 4
+TRAINED_STATE_BYTES = 16
+
+
+def plan_stage(stage: str, recipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage would read, do and need; nothing is written."""
+    inputs = {name: _shown(value) for name, value in arguments.items() if value not in (None, [], {})}
+    return {
+        "run": stage,
+        "published": False,
+        "inputs": inputs,
+        "estimate": _estimate(stage, recipe, arguments),
+        "recipe": recipes.to_dict(recipe),
+    }
+
+
+def count_parameters(model: Path) -> int:
+    """Parameters in a model directory, read from the safetensors headers."""
+    return sum(_tensor_elements(file) for file in sorted(Path(model).glob("*.safetensors")))
+
+
+def measure_gflops(size: int = 1024, seconds: float = 0.3) -> float:
+    """Float32 matrix-multiply speed of this machine now, in 1e9 operations per second."""
+    import numpy as np
+
+    left = np.ones((size, size), dtype=np.float32)
+    left @ left
+    runs, start_s = 0, time.perf_counter()
+    while time.perf_counter() - start_s < seconds:
+        left @ left
+        runs += 1
+    return 2 * size**3 * runs / (time.perf_counter() - start_s) / 1e9
+
+
+def _estimate(stage: str, recipe: Any, arguments: Mapping[str, Any]) -> dict[str, str]:
+    model = arguments.get("model")
+    if stage not in FLOPS_PER_PARAMETER_TOKEN or model is None or not Path(str(model)).is_dir():
+        return {"time and memory": "not estimated for this stage"}
+    parameters = count_parameters(Path(str(model)))
+    values = recipes.to_dict(recipe)
+    adapts = bool(values.get("lora")) or stage == "personalize"
+    trains = stage in ("sft", "dpo")
+    memory = parameters * (TRAINED_STATE_BYTES if trains and not adapts else 4)
+    found = {"parameters": f"{parameters:,}", "memory": f"about {memory / 2**30:.1f} GiB for the weights' state"}
+    tokens = sum(_text_bytes(item) for item in _sources(arguments)) / BYTES_PER_TOKEN_OF_TEXT
+    if tokens:
+        work = FLOPS_PER_PARAMETER_TOKEN[stage] * parameters * tokens * float(values.get("epochs", 1) or 1)
+        seconds = work / (measure_gflops() * 1e9)
+        found["time"] = f"about {seconds:.0f} s at this machine's fp32 matrix speed, if all data is used"
+    return found
+
+
+def _sources(arguments: Mapping[str, Any]) -> list[Path]:
+    named = [arguments.get("data") or [], arguments.get("choices") or []]
+    items = [item for entry in named for item in (entry if isinstance(entry, list) else [entry])]
+    return [Path(str(item)) for item in items if Path(str(item)).is_file()]
+
+
+def _text_bytes(file: Path) -> int:
+    if file.suffix != ".gz":
+        return file.stat().st_size
+    with gzip.open(file, "rb") as stream:
+        return sum(len(block) for block in iter(lambda: stream.read(1 << 20), b""))
+
+
+def _tensor_elements(file: Path) -> int:
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        if len(head) < 8:
+            return 0
+        raw = stream.read(min(struct.unpack("<Q", head)[0], 100_000_000))
+    try:
+        header = json.loads(raw)
+        return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={item}" for name, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,75 @@
+"""The stages by name: which recipe each one reads and which function runs it.
+
+Every function has the form `run(recipe, *, <inputs>, out) -> Artifact`; the command line and the pipeline
+know nothing else. Adding a stage is one line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgealign.registry import Registry
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`kind`: what it publishes; `help`: one line for the command line and `edgealign config schema`."""
+
+    kind: str
+    help: str
+
+
+STAGES: dict[str, Stage] = {
+    "synth": Stage("dataset", "write the generated practice data: texts, pairs, three users' choices"),
+    "prepare": Stage("dataset", "collect, filter and split rows of any readable form"),
+    "init": Stage("model", "make a model with random weights from a named shape"),
+    "sft": Stage("model", "supervised fine-tuning on conversations or text"),
+    "dpo": Stage("model", "preference training, length-normalised by default"),
+    "merge": Stage("model", "merge models of one base, or an adapter into its base"),
+    "personalize": Stage("adapter", "fit one user's adapter from a few choices"),
+    "export": Stage("bundle", "convert model and adapters for a runtime, verified before it is published"),
+    "verify": Stage("report", "the parity gate again: bundle against the torch reference"),
+    "bench": Stage("report", "prefill, decode, first token, memory, adapter swap"),
+    "eval": Stage("report", "do the adapters move answers in their users' direction? in torch and as shipped"),
+}
+
+RECIPES = Registry(
+    "stage",
+    {
+        "synth": "edgealign.data.recipes:SynthRecipe",
+        "prepare": "edgealign.data.recipes:PrepareRecipe",
+        "init": "edgealign.models.recipes:InitRecipe",
+        "sft": "edgealign.train.recipes:SftRecipe",
+        "dpo": "edgealign.train.recipes:PreferenceRecipe",
+        "merge": "edgealign.train.merge_recipe:MergeRecipe",
+        "personalize": "edgealign.personalize.recipes:LoraRecipe",
+        "export": "edgealign.export_recipes:ExportRecipe",
+        "verify": "edgealign.parity_recipes:VerifyRecipe",
+        "bench": "edgealign.bench.recipes:BenchRecipe",
+        "eval": "edgealign.personalize.evaluate_recipe:EvaluateRecipe",
+    },
+)
+
+RUNNERS = Registry(
+    "stage",
+    {
+        "synth": "edgealign.data.synthetic:run",
+        "prepare": "edgealign.data.prepare:run",
+        "init": "edgealign.models.create:run",
+        "sft": "edgealign.train.sft:run",
+        "dpo": "edgealign.train.preference:run",
+        "merge": "edgealign.train.merge:run",
+        "personalize": "edgealign.personalize.lora:run",
+        "export": "edgealign.targets:run",
+        "verify": "edgealign.parity:run",
+        "bench": "edgealign.bench.run:run",
+        "eval": "edgealign.personalize.evaluate:run",
+    },
+)
+
+
+def recipe_class(stage: str) -> type[Any]:
+    """The stage's recipe dataclass; importing it loads nothing heavy."""
+    loaded: type[Any] = RECIPES.load(stage)
+    return loaded

@@ -1,0 +1,71 @@
+"""Checkpoints of a run: whole or not there.
+
+A kill can come while a checkpoint is written. So the last thing written into one is a `complete` marker, after
+every file has been flushed to the disk; what has no marker is deleted and never read. Only when a new checkpoint
+is complete does the old one go.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from edgealign.artifact import write_atomic
+
+MARKER = "complete"
+PREFIX = "checkpoint-"
+WORTH_KEEPING_S = 20.0  # a run shorter than this is repeated rather than saved at its end
+
+
+def newest_complete(work: Path) -> Path | None:
+    """The newest whole checkpoint below `work`; halves are deleted."""
+    best: tuple[int, Path] | None = None
+    for folder in sorted(work.glob(f"{PREFIX}*")):
+        step = folder.name.removeprefix(PREFIX)
+        if not step.isdigit() or not (folder / MARKER).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+        elif best is None or int(step) > best[0]:
+            best = (int(step), folder)
+    return None if best is None else best[1]
+
+
+def mark_complete(folder: Path) -> None:
+    """Flush everything in a checkpoint, then say so, then remove the older ones."""
+    for path in [*sorted(folder.rglob("*")), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    write_atomic(folder / MARKER, folder.name + "\n")
+    for other in folder.parent.glob(f"{PREFIX}*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
+    """Asks the trainer for a checkpoint when one is due, and marks it once it is whole."""
+
+    def __init__(self, work: Path, *, every_s: float, every_steps: int) -> None:
+        self.work, self.every_s, self.every_steps = work, every_s, every_steps
+        self.started_s = self.saved_s = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started_s = self.saved_s = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now_s = time.monotonic()
+        by_time = self.every_s > 0 and now_s - self.saved_s >= self.every_s
+        by_steps = self.every_steps > 0 and state.global_step % self.every_steps == 0
+        at_end = state.global_step >= state.max_steps and now_s - self.started_s >= WORTH_KEEPING_S
+        if by_time or by_steps or at_end:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        mark_complete(self.work / f"{PREFIX}{state.global_step}")
+        self.saved_s = time.monotonic()

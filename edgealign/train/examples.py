@@ -1,0 +1,157 @@
+"""From files to examples: read, encode, lay out as trees, hold some back. Nothing is left out without a count."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgealign.artifact import MANIFEST, Input, open_artifact
+from edgealign.data.encode import encode_conversations, encode_pairs, encode_texts
+from edgealign.data.mapping import parse_mapping
+from edgealign.data.read import Loaded, read_all
+from edgealign.errors import InputError
+from edgealign.progress import say
+from edgealign.train.layout import Tree, document, pair
+from edgealign.train.recipes import TrainRecipe
+
+Encode = Callable[[Any, Loaded, int], tuple[list[Tree], int, list[tuple[int, str]]]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """`train` and `held_out` share no prompt; `facts` are counts for the manifest."""
+
+    train: tuple[Tree, ...]
+    held_out: tuple[Tree, ...]
+    facts: dict[str, int]
+    inputs: tuple[Input, ...]
+    licences: dict[str, str]
+
+
+def load_documents(
+    sources: Sequence[str], tokenizer: Any, recipe: TrainRecipe, *, valid: Sequence[str] = ()
+) -> Examples:
+    """Conversations, completions and plain text, for SFT.
+
+    Raises:
+        InputError: unreadable, empty, of another form, or with bad rows that the recipe does not allow for.
+    """
+    return _load(sources, valid, tokenizer, recipe, _encode_documents, ("conversation", "text"), "edgealign dpo")
+
+
+def load_pairs(sources: Sequence[str], tokenizer: Any, recipe: TrainRecipe, *, valid: Sequence[str] = ()) -> Examples:
+    """Preference pairs.
+
+    Raises:
+        InputError: as `load_documents`.
+    """
+    return _load(sources, valid, tokenizer, recipe, _encode_pairs, ("pair",), "edgealign sft")
+
+
+def hold_out(trees: Sequence[Tree], *, fraction: float, limit: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out; examples of one prompt (or equal documents) stay together.
+
+    Prompts are drawn by a hash of their tokens and the seed, so that more data moves no prompt to the other side
+    more than it must. At least one example stays for training.
+    """
+    by_prompt: dict[str, list[int]] = {}
+    for i, tree in enumerate(trees):
+        ids = np.asarray(tree.segments[0].ids, dtype=np.int64)
+        digest = hashlib.sha256(str(seed).encode() + b"/" + ids.tobytes()).hexdigest()
+        by_prompt.setdefault(digest, []).append(i)
+    wanted = min(limit, int(fraction * len(trees)))
+    held: list[int] = []
+    for digest in sorted(by_prompt)[:-1]:
+        group = by_prompt[digest]
+        if len(held) + len(group) <= wanted:
+            held.extend(group)
+    kept = set(range(len(trees))) - set(held)
+    return sorted(kept), sorted(held)
+
+
+def _load(
+    sources: Sequence[str],
+    valid: Sequence[str],
+    tokenizer: Any,
+    recipe: TrainRecipe,
+    encode: Encode,
+    forms: tuple[str, ...],
+    other: str,
+) -> Examples:
+    if not sources:
+        raise InputError("--data", "names no file", "give at least one --data FILE")
+    mapping = parse_mapping(recipe.map)
+    loaded = read_all([*sources, *valid], mapping=mapping, skip_bad=recipe.skip_bad, limit=recipe.limit)
+    facts = {"rows": 0, "bad_rows": 0, "ties": 0, "cut": 0, "refused": 0}
+    trees: list[list[Tree]] = []
+    for part in loaded:
+        if part.form not in forms:
+            reason = f"holds rows of the form {part.form}, not {' or '.join(forms)}"
+            raise InputError(part.source, reason, f"see: {other} --help")
+        made, cut, refused = encode(tokenizer, part, recipe.max_tokens)
+        facts["rows"] += part.total
+        facts["bad_rows"] += len(part.bad)
+        facts["ties"] += part.ties
+        facts["cut"] += cut
+        facts["refused"] += len(refused)
+        _report(part, made, cut, refused, recipe.max_tokens)
+        trees.append(made)
+    train = [tree for part in trees[: len(sources)] for tree in part]
+    held = [tree for part in trees[len(sources) :] for tree in part][: recipe.valid_limit]
+    if not valid:
+        kept_at, held_at = hold_out(train, fraction=recipe.valid_fraction, limit=recipe.valid_limit, seed=recipe.seed)
+        train, held = [train[i] for i in kept_at], [train[i] for i in held_at]
+    facts |= {
+        "train_examples": len(train),
+        "held_out_examples": len(held),
+        "train_tokens": sum(tree.n_tokens for tree in train),
+        "learned_tokens": sum(tree.n_learned for tree in train),
+    }
+    inputs, licences = _provenance(loaded, len(sources))
+    return Examples(tuple(train), tuple(held), facts, inputs, licences)
+
+
+def _encode_documents(tokenizer: Any, part: Loaded, max_tokens: int) -> tuple[list[Tree], int, list[tuple[int, str]]]:
+    rows: Any = part.rows  # one form per source
+    if part.form == "text":
+        pieces = encode_texts(tokenizer, rows, max_tokens=max_tokens)
+        return [document(piece.ids, piece.mask) for piece in pieces], 0, []
+    encoded = encode_conversations(tokenizer, rows, max_tokens=max_tokens)
+    return [document(row.ids, row.mask) for row in encoded.rows], encoded.cut, list(encoded.refused)
+
+
+def _encode_pairs(tokenizer: Any, part: Loaded, max_tokens: int) -> tuple[list[Tree], int, list[tuple[int, str]]]:
+    rows: Any = part.rows
+    encoded = encode_pairs(tokenizer, rows, max_tokens=max_tokens)
+    return [pair(*row) for row in encoded.rows], encoded.cut, list(encoded.refused)
+
+
+def _report(part: Loaded, trees: Sequence[Tree], cut: int, refused: Sequence[tuple[int, str]], max_tokens: int) -> None:
+    """Say what was shortened or could not be used, and refuse a file of which nothing is left."""
+    if refused:
+        place, reason = refused[0]
+        line = part.lines[place] if part.lines else place + 1
+        if not trees:
+            raise InputError(part.source, f"none of its {len(part.rows)} rows can be used; line {line}: {reason}")
+        say(f"{part.source}: {len(refused)} of {len(part.rows)} rows are not used; first, line {line}: {reason}")
+    if cut:
+        say(f"{part.source}: {cut} of {len(part.rows)} rows were cut to {max_tokens} tokens")
+
+
+def _provenance(loaded: Sequence[Loaded], n_train: int) -> tuple[tuple[Input, ...], dict[str, str]]:
+    """Inputs by digest; a file of a published data set brings the set's licences."""
+    inputs: list[Input] = []
+    licences: dict[str, str] = {}
+    for i, part in enumerate(loaded):
+        role = "data" if i < n_train else "valid"
+        path = Path(part.source)
+        home = next((folder for folder in (path, path.parent) if (folder / MANIFEST).is_file()), None)
+        if home is not None:
+            licences |= open_artifact(home, check_digests=False).manifest.licences
+        inputs.append(Input(role, "file", part.digest, str(path.absolute()) if path.exists() else part.source))
+    return tuple(inputs), licences

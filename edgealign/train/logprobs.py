@@ -1,0 +1,187 @@
+"""Completion log-probabilities: the one function that turns a batch into what every loss reads.
+
+It never computes a logit that no loss reads: the backbone runs over all tokens, then only the hidden states that
+predict a learned token meet the vocabulary projection, a chunk at a time. Log-softmax is in float32.
+
+How to fit a LoRA on a few pairs with these parts, without any trainer:
+
+    from edgealign.objectives.loss import pair_loss           # and edgealign.objectives.table.find
+    from edgealign.train.adapt import add_lora
+    from edgealign.train.layout import pack, pair
+    from edgealign.train.logprobs import sequence_logprobs
+    from edgealign.train.shortconv import kernel_width, tree_rows
+
+    trees = [pair(*encode_pair(tokenizer, p, max_tokens=1024)) for p in pairs]
+    batch = pack(trees, kernel=kernel_width(model))           # or several, see layout.split_by_tokens
+    with tree_rows(model):
+        with torch.no_grad():
+            reference = sequence_logprobs(model, batch)       # before add_lora; (S, L) values and mask
+        model = add_lora(model, rank=8, alpha=16.0, targets=(), seed=0)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
+        for _ in range(epochs):
+            result = pair_loss(find("ln_dpo"), sequence_logprobs(model, batch), reference)
+            result.loss.mean().backward()
+            optimizer.step(); optimizer.zero_grad()
+
+Shape legend: B rows, T tokens, D hidden size, V vocabulary, N learned tokens, S sequences, L longest sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgealign.errors import InputError
+from edgealign.objectives.scores import Ragged, Scores, pad_ragged
+from edgealign.train.layout import Batch
+from edgealign.train.shortconv import TAPS, follows_taps, short_convolutions
+
+CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB of float32 (256 positions of a 65,536-token vocabulary)
+
+
+def sequence_logprobs(model: nn.Module, batch: Batch) -> Scores:
+    """Log-probability of every learned token as (S, L) with its mask; see `token_logprobs`."""
+    return pad_ragged(Ragged(token_logprobs(model, batch), batch.sequence, batch.lengths))
+
+
+def token_logprobs(model: nn.Module, batch: Batch, *, chunk: int | None = None) -> Tensor:
+    """(N,) float32: log p(target | its own path) for the learned tokens of `batch`.
+
+    `model` is a transformers causal language model, PEFT-wrapped or not, inside `shortconv.tree_rows(model)`.
+    Differentiable in whatever requires grad; call it under `torch.no_grad()` to score.
+    """
+    hidden = hidden_states(model, batch)  # (B, T, D)
+    picked = hidden.flatten(0, 1).index_select(0, batch.source)  # (N, D)
+    weight, bias = output_projection(model)
+    rows = chunk or max(1, CHUNK_LOGITS // weight.shape[0])
+    out: Tensor = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
+        picked, weight, bias, batch.target, rows
+    )
+    return out
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
+    """(B, T, D): the final hidden states of every token, each computed along its own path."""
+    core: Any = causal_lm(model)
+    convolutions = short_convolutions(core)
+    extra: dict[str, Any] = {}
+    if convolutions:
+        if not all(follows_taps(module) for module in convolutions):
+            raise RuntimeError("call this inside `with tree_rows(model):`, or short convolutions mix the sequences")
+        extra[TAPS] = batch.taps
+    out = core.get_decoder()(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        attention_mask=_attention_mask(core, batch),
+        use_cache=False,
+        **extra,
+    )
+    last: Tensor = out.last_hidden_state
+    return last
+
+
+def causal_lm(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT wrapper (LoRA layers stay in place), or the model itself."""
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
+
+
+def output_projection(model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight (V, D) and bias of the vocabulary projection; refuses heads that are more than a linear map."""
+    core: Any = causal_lm(model)
+    head = core.get_output_embeddings()
+    config = core.config
+    reason = ""
+    if type(head) is not nn.Linear:
+        reason = f"its output head is a {type(head).__name__}, not a plain linear layer"
+    elif getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", None):
+        reason = "it transforms its logits after the output head"
+    if reason:
+        raise InputError(str(config.model_type), reason, "train a model with a plain head, without adapters on lm_head")
+    return head.weight, head.bias
+
+
+def _attention_mask(core: Any, batch: Batch) -> Any:
+    """The mask in the form that a model takes it: boolean for SDPA, additive for eager, one per kind of layer."""
+    config = core.config
+    full = batch.allowed
+    kinds = set(getattr(config, "layer_types", None) or ())
+    masks = {"full_attention": full}
+    if "sliding_attention" in kinds:
+        distance = batch.position_ids[:, None, :, None] - batch.position_ids[:, None, None, :]  # (B, 1, T, T)
+        masks["sliding_attention"] = full & (distance < config.sliding_window)
+    if config._attn_implementation == "eager":
+        dtype = core.get_input_embeddings().weight.dtype
+        masks = {k: torch.zeros_like(m, dtype=dtype).masked_fill(~m, torch.finfo(dtype).min) for k, m in masks.items()}
+    return masks if len(masks) > 1 else masks["full_attention"]
+
+
+class _ChunkedLogProb(torch.autograd.Function):
+    """log softmax(h W^T + b)[target], holding the logits of one chunk of positions at a time.
+
+    The gradient with respect to a hidden state is the upstream gradient times W^T (onehot - softmax), and that
+    vector does not depend on the upstream gradient: it is made in the forward pass while the logits are there,
+    so a frozen projection (LoRA) costs two products with W instead of three. Where W itself learns, its
+    gradient needs the upstream values first, and the logits are computed again in backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int) -> Tensor:
+        """hidden (N, D), weight (V, D), bias (V,) or None, target (N,) -> (N,) float32"""
+        learns_weight = weight.requires_grad or (bias is not None and bias.requires_grad)
+        direction = torch.empty_like(hidden) if hidden.requires_grad and not learns_weight else None
+        out = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
+            logp = _log_softmax(hidden[part], weight, bias)
+            out[part] = logp.gather(1, target[part, None]).squeeze(1)
+            if direction is not None:
+                direction[part] = _onehot_minus_softmax(logp, target[part]).to(weight.dtype) @ weight
+        ctx.chunk, ctx.device = chunk, hidden.device.type
+        ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
+        ctx.hidden_learns, ctx.learns_weight = hidden.requires_grad, learns_weight
+        if learns_weight:
+            ctx.save_for_backward(hidden, weight, bias, target)
+        elif direction is not None:
+            ctx.save_for_backward(direction)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        (grad,) = grads  # (N,)
+        if not ctx.learns_weight:
+            if not ctx.hidden_learns:
+                return None, None, None, None, None
+            (direction,) = ctx.saved_tensors
+            return direction * grad[:, None].to(direction.dtype), None, None, None, None
+        hidden, weight, bias, target = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden) if ctx.hidden_learns else None
+        grad_weight = torch.zeros_like(weight)
+        grad_bias = torch.zeros_like(bias) if bias is not None else None
+        enabled, dtype = ctx.autocast
+        with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):  # the same logits as in forward
+            for start in range(0, hidden.shape[0], ctx.chunk):
+                part = slice(start, start + ctx.chunk)
+                logp = _log_softmax(hidden[part], weight, bias)
+                grad_logits = (_onehot_minus_softmax(logp, target[part]) * grad[part, None]).to(weight.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[part] = grad_logits @ weight
+                grad_weight += grad_logits.t() @ hidden[part].to(weight.dtype)
+                if grad_bias is not None:
+                    grad_bias += grad_logits.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(N, D) -> (N, V) float32"""
+    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+def _onehot_minus_softmax(logp: Tensor, target: Tensor) -> Tensor:
+    """(N, V): overwrites `logp` with the gradient of the target's log-probability by the logits."""
+    grad = logp.exp_().neg_()
+    grad.scatter_add_(1, target[:, None], torch.ones_like(target, dtype=grad.dtype)[:, None])
+    return grad

@@ -1,0 +1,106 @@
+"""The knobs of `edgealign sft` and `edgealign dpo`. Light: importing this loads no torch.
+
+Both stages train with the same engine, so they share `TrainRecipe`; each overrides the defaults that its own
+literature gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgealign.objectives.table import names as objective_names
+from edgealign.recipe import option
+
+_LFM2 = "LFM2 report, arXiv 2511.23404"
+_LEAP = "leap-finetune peft_configs.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """What every training stage can be told."""
+
+    # data
+    map: tuple[str, ...] = option((), help="other column names, each as theirs=ours")
+    skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
+    limit: int | None = option(None, ge=1, unit="rows", help="read no more than this many rows of each file")
+    max_tokens: int = option(1024, ge=8, unit="tokens", help="longest example")
+    valid_fraction: float = option(
+        0.05, ge=0.0, lt=1.0, help="share of the examples held out for the evaluation before and after"
+    )
+    valid_limit: int = option(200, ge=1, unit="examples", help="evaluate on no more than this many")
+
+    # optimisation
+    epochs: int = option(1, ge=1, help="passes over the data")
+    max_steps: int = option(0, ge=0, unit="steps", help="stop after this many optimizer steps; 0: after all epochs")
+    batch_size: int = option(16, ge=1, unit="examples", help="examples per optimizer step")
+    learning_rate: float | None = option(
+        None, gt=0.0, le=1.0, help="peak; none: the stage's default, which is larger with a LoRA"
+    )
+    schedule: str = option(
+        "cosine", choices=("cosine", "linear", "constant"), help="how the learning rate decays", source=_LFM2
+    )
+    final_lr_share: float = option(0.1, ge=0.0, le=1.0, help="the cosine ends at this share of the peak", source=_LFM2)
+    warmup_share: float = option(
+        0.1, ge=0.0, lt=1.0, help="share of the steps with a rising learning rate", source="Tulu 3"
+    )
+    weight_decay: float = option(0.0, ge=0.0, help="AdamW's decoupled weight decay")
+    adam_beta2: float = option(0.999, gt=0.0, lt=1.0, help="AdamW's second-moment decay; beta1 is 0.9")
+    max_grad_norm: float = option(1.0, gt=0.0, help="gradients are clipped to this norm", source=_LFM2)
+    seed: int = option(0, ge=0, help="of the order of the data, the held-out part and the LoRA's random half")
+
+    # LoRA
+    lora: bool = option(False, help="train a LoRA instead of all weights; it is merged into what is published")
+    rank: int = option(8, ge=1, le=1024, help="rank of the LoRA", source=_LEAP)
+    alpha: float = option(16.0, gt=0.0, help="the LoRA's scale is alpha / rank", source=_LEAP)
+    lora_dropout: float = option(0.0, ge=0.0, lt=1.0, help="dropout before the LoRA; 0 is fastest")
+    targets: tuple[str, ...] = option((), help="module names to adapt; none: every linear layer of the architecture")
+    save_adapter: bool = option(False, help="also keep the LoRA itself, below lora/ in the published model")
+
+    # machine
+    precision: str = option(
+        "auto", choices=("auto", "float32", "bfloat16"), source="measured, see train/precision.py",
+        help="of the arithmetic; auto: bfloat16 where it is multiplied natively and the model is large enough to gain",
+    )
+    save_dtype: str = option(
+        "auto", choices=("auto", "float32", "bfloat16"), help="of the published weights; auto: as the input model's"
+    )
+    tokens_per_pass: int = option(
+        2048, ge=16, unit="tokens", help="tokens in one forward pass; a step takes as many passes as it needs"
+    )
+    gradient_checkpointing: bool = option(False, help="compute activations twice to save memory")
+    threads: int = option(
+        0, ge=0, help="CPU threads; 0: all this process may use. Results repeat bit by bit for one number of threads"
+    )
+    save_every_s: float = option(120.0, ge=0.0, unit="s", help="seconds between checkpoints; 0: no checkpoints by time")
+    save_every_steps: int = option(0, ge=0, unit="steps", help="steps between checkpoints; 0: none by steps")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """3e-5 for all weights (LFM2 report), 2e-4 for a LoRA (Liquid's guidance)."""
+        return self.learning_rate or (2e-4 if self.lora else 3e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftRecipe(TrainRecipe):
+    """Supervised fine-tuning on conversations, completions or plain text."""
+
+    weight_decay: float = option(0.1, ge=0.0, help="AdamW's decoupled weight decay", source=_LFM2)
+    adam_beta2: float = option(0.95, gt=0.0, lt=1.0, help="AdamW's second-moment decay; beta1 is 0.9", source=_LFM2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceRecipe(TrainRecipe):
+    """Preference training on pairs."""
+
+    objective: str = option(
+        "ln_dpo", choices=objective_names(), help="the loss", source="arXiv 2407.15229; Tulu 3 dpo_norm"
+    )
+    beta: float | None = option(
+        None, gt=0.0, help="strength; none: the objective's own. One on the scale of another reduction is refused",
+        source="5 for ln_dpo: Tulu 3 and LFM2 report table 5; 0.1 for dpo",
+    )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """8e-7 for all weights (LFM2 report table 5); 5e-5 for a LoRA, which needs about 50 times more."""
+        return self.learning_rate or (5e-5 if self.lora else 8e-7)

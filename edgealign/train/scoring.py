@@ -1,0 +1,87 @@
+"""Forward passes over many examples, in passes of a token budget: reference scores and evaluation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgealign.progress import track
+from edgealign.train.layout import Batch, Tree, pack, split_by_tokens
+from edgealign.train.logprobs import token_logprobs
+from edgealign.train.precision import Precision
+from edgealign.train.shortconv import kernel_width, tree_rows
+from edgealign.train.tasks import Task
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How examples become forward passes of one model."""
+
+    kernel: int
+    pad_id: int
+    tokens_per_pass: int
+    precision: Precision
+
+    @staticmethod
+    def of(model: nn.Module, precision: Precision, *, tokens_per_pass: int, pad_id: int = 0) -> Passes:
+        return Passes(kernel_width(model), pad_id, tokens_per_pass, precision)
+
+    def groups(self, trees: Sequence[Tree], indices: Sequence[int]) -> list[list[int]]:
+        """`indices` split so that each group fits a pass."""
+        split = split_by_tokens([trees[i].n_tokens for i in indices], self.tokens_per_pass)
+        return [[indices[i] for i in group] for group in split]
+
+    def batch(self, trees: Sequence[Tree], group: Sequence[int], device: torch.device | str) -> Batch:
+        return pack([trees[i] for i in group], kernel=self.kernel, pad_id=self.pad_id).to(device)
+
+    def logprobs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(N,) float32, in this precision."""
+        with self.precision.context(batch.input_ids.device):
+            return token_logprobs(model, batch)
+
+
+def score(model: nn.Module, trees: Sequence[Tree], passes: Passes, *, label: str = "scoring") -> Tensor:
+    """(sum of n_learned,) float32 on the CPU: log-probabilities in the order of the examples."""
+    parts: list[Tensor] = [torch.empty(0)] * len(trees)
+    for group, batch, logps in _forward_all(model, trees, passes, label):
+        per_tree = _learned_per_tree(trees, group)
+        assert int(batch.lengths.sum()) == sum(per_tree)
+        for i, part in zip(group, torch.split(logps.cpu(), per_tree), strict=True):
+            parts[i] = part
+    return torch.cat([torch.empty(0), *parts])
+
+
+def evaluate(model: nn.Module, task: Task, passes: Passes, *, label: str = "evaluating") -> dict[str, float]:
+    """Mean loss and metrics over all examples of a task, without learning."""
+    totals: Counter[str] = Counter()
+    weight = 0
+    for group, batch, logps in _forward_all(model, task.trees, passes, label):
+        loss, metrics = task.loss(logps, batch, group)
+        totals.update({"loss": float(loss), **metrics})
+        weight += sum(task.weight(i) for i in group)
+    return {name: value / max(weight, 1) for name, value in sorted(totals.items())}
+
+
+def _forward_all(
+    model: nn.Module, trees: Sequence[Tree], passes: Passes, label: str
+) -> Iterator[tuple[list[int], Batch, Tensor]]:
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        groups = passes.groups(trees, range(len(trees)))
+        for group in track(groups, total=len(groups), label=label):
+            batch = passes.batch(trees, group, device)
+            with torch.no_grad(), tree_rows(model):
+                logps = passes.logprobs(model, batch)
+            yield group, batch, logps
+    finally:
+        model.train(was_training)
+
+
+def _learned_per_tree(trees: Sequence[Tree], group: Sequence[int]) -> list[int]:
+    return [trees[i].n_learned for i in group]

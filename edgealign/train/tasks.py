@@ -1,0 +1,88 @@
+"""What a run learns from: examples with a loss on their log-probabilities. One engine, two tasks.
+
+A task never sees the model. It gets the log-probabilities of the learned tokens of some examples and returns a
+*summed* loss and summed metrics; the trainer divides by the weight of the whole optimizer step, so that the size
+of a forward pass never changes a gradient (per token for SFT, per pair for preferences).
+
+Shape legend: N learned tokens of the examples at hand, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from edgealign.objectives.loss import pair_loss, pair_metrics
+from edgealign.objectives.scores import Ragged, pad_ragged
+from edgealign.objectives.table import Objective
+from edgealign.train.layout import Batch, Tree
+
+
+class Task(Protocol):
+    """`weight`: an example's share of the divisor; `loss`: summed loss, and summed metrics that share it."""
+
+    @property
+    def trees(self) -> Sequence[Tree]: ...
+    def weight(self, index: int) -> int: ...
+    def loss(self, logps: Tensor, batch: Batch, indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]: ...
+
+
+@dataclass(frozen=True)
+class SftTask:
+    """Negative log-likelihood per learned token."""
+
+    trees: Sequence[Tree]
+
+    def weight(self, index: int) -> int:
+        return self.trees[index].n_learned
+
+    def loss(self, logps: Tensor, batch: Batch, indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        return -logps.sum(), {}
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """Values of the learned tokens of many examples, one after the other: reference log-probabilities."""
+
+    values: Tensor  # (sum of n_learned,)
+    starts: tuple[int, ...]  # one more than there are examples
+
+    @staticmethod
+    def of(values: Tensor, trees: Sequence[Tree]) -> PerToken:
+        starts = [0]
+        for tree in trees:
+            starts.append(starts[-1] + tree.n_learned)
+        if starts[-1] != values.numel():
+            raise ValueError(f"{values.numel()} values for {starts[-1]} learned tokens")
+        return PerToken(values, tuple(starts))
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """(N,) the values of some examples, in the order asked for."""
+        return torch.cat([self.values[self.starts[i] : self.starts[i + 1]] for i in indices])
+
+
+@dataclass(frozen=True)
+class PreferenceTask:
+    """A preference objective on pairs; every tree has the sequences chosen and rejected."""
+
+    trees: Sequence[Tree]
+    objective: Objective
+    beta: float
+    reference: PerToken | None
+
+    def weight(self, index: int) -> int:
+        return 1
+
+    def loss(self, logps: Tensor, batch: Batch, indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        policy = pad_ragged(Ragged(logps, batch.sequence, batch.lengths))
+        reference = None
+        if self.reference is not None:
+            values = self.reference.take(indices).to(logps.device)
+            reference = pad_ragged(Ragged(values, batch.sequence, batch.lengths))
+        result = pair_loss(self.objective, policy, reference, beta=self.beta)
+        metrics = pair_metrics(self.objective, policy, reference)
+        return result.loss.sum(), {name: float(value.sum()) for name, value in metrics.items()}

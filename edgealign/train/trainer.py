@@ -1,0 +1,207 @@
+"""The trainer: `transformers.Trainer` with our loss, our batches and exact resumption.
+
+One item of its data set is one optimizer step: which examples, cut into forward passes by a token budget. So
+accumulation is a loop in `training_step`, every pass is divided by the weight of the whole step (tokens for SFT,
+pairs for preferences), and a resumed run skips whole steps. The order depends on the seed alone.
+
+    passes = Passes.of(model, precision, tokens_per_pass=2048)
+    history = fit(model, task, recipe, passes=passes, work=work, threads=2)   # model is trained in place
+
+`fit` is what `sft.run` and `preference.run` call, and can be called on its own with any `Task`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from edgealign.errors import CheckFailed
+from edgealign.progress import bar, say
+from edgealign.train.checkpoints import CheckpointCallback, newest_complete
+from edgealign.train.log import LogCallback, step_rows
+from edgealign.train.recipes import TrainRecipe
+from edgealign.train.scoring import Passes
+from edgealign.train.shortconv import tree_rows
+from edgealign.train.tasks import Task
+
+FEW_STEPS = 50  # fewer optimizer steps than this rarely change a model visibly (lqh warns at the same number)
+Step = list[list[int]]  # examples of one optimizer step, one list per forward pass
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came of a run. `rows`: the log, one per optimizer step, those before a resume included."""
+
+    rows: tuple[dict[str, Any], ...]
+    n_steps: int
+    resumed_at: int
+    log: LogCallback
+
+
+def plan_steps(task: Task, recipe: TrainRecipe, passes: Passes) -> list[Step]:
+    """All optimizer steps of a run: every epoch shuffles anew, the last step of an epoch may be smaller."""
+    steps: list[Step] = []
+    n = len(task.trees)
+    for epoch in range(recipe.epochs):
+        order = np.random.default_rng((recipe.seed, epoch)).permutation(n).tolist()
+        for start in range(0, n, recipe.batch_size):
+            steps.append(passes.groups(task.trees, order[start : start + recipe.batch_size]))
+            if len(steps) == recipe.max_steps:
+                return steps
+    return steps
+
+
+def fit(model: nn.Module, task: Task, recipe: TrainRecipe, *, passes: Passes, work: Path, threads: int) -> Fit:
+    """Train `model` in place on all steps of `plan_steps`, from the newest whole checkpoint below `work` if any.
+
+    The caller has fixed the number of threads (`precision.fixed_threads`).
+
+    Raises:
+        CheckFailed: the loss stopped being a number.
+    """
+    steps = plan_steps(task, recipe, passes)
+    checkpoint = newest_complete(work)
+    with bar(total=len(steps), label="training") as advance:
+        log = LogCallback(work, advance)
+        saver = CheckpointCallback(work, every_s=recipe.save_every_s, every_steps=recipe.save_every_steps)
+        trainer = AlignTrainer(model, task, steps, passes, _arguments(recipe, work, len(steps)), [log, saver])
+        try:
+            with tree_rows(model):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            log.close()
+    model.eval()
+    resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    return Fit(tuple(step_rows(trainer.state.log_history)), len(steps), resumed_at, log)
+
+
+class AlignTrainer(Trainer):  # type: ignore[misc]
+    """`Trainer` whose items are optimizer steps and whose loss is a task's."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        steps: Sequence[Step],
+        passes: Passes,
+        args: TrainingArguments,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        super().__init__(
+            model=model, args=args, train_dataset=_Steps(steps), data_collator=_only_item, callbacks=list(callbacks)
+        )
+        self.remove_callback(PrinterCallback)
+        self.task, self.passes = task, passes
+        self._sums: Counter[str] = Counter()
+        self._weight = 0
+        self._tokens = 0
+        self._since_s = time.monotonic()
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of every pass of one optimizer step."""
+        model.train()
+        weight = sum(self.task.weight(i) for group in inputs["groups"] for i in group)
+        total = torch.zeros((), device=self.args.device)
+        self._weight = weight
+        for group in inputs["groups"]:
+            loss = self.compute_loss(model, {"group": group, "weight": weight})
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        if not math.isfinite(float(total)):
+            raise CheckFailed(
+                f"loss {float(total)}", f"stopped being a number at step {self.state.global_step + 1}",
+                "try a lower --learning-rate, or --precision float32",
+            )
+        return total
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The share of one pass in the mean loss of its optimizer step."""
+        batch = self.passes.batch(self.task.trees, inputs["group"], self.args.device)
+        logps = self.passes.logprobs(self.accelerator.unwrap_model(model), batch)
+        loss, metrics = self.task.loss(logps, batch, inputs["group"])
+        loss = loss / inputs["weight"]
+        self._sums.update(metrics)
+        self._tokens += batch.n_tokens
+        return (loss, logps) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the task's metrics, averaged over the step, and the speed."""
+        if "loss" in logs:
+            seconds = max(time.monotonic() - self._since_s, 1e-9)
+            logs.update({name: value / max(self._weight, 1) for name, value in self._sums.items()})
+            logs.update(tokens=float(self._tokens), tok_per_s=self._tokens / seconds)
+        self._sums.clear()
+        self._tokens, self._since_s = 0, time.monotonic()
+        super().log(logs, start_time)
+
+
+class _Steps(torch.utils.data.Dataset[Step]):
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> Step:
+        return self.steps[index]
+
+
+def _only_item(items: list[Step]) -> dict[str, Step]:
+    return {"groups": items[0]}
+
+
+def _arguments(recipe: TrainRecipe, work: Path, n_steps: int) -> TrainingArguments:
+    schedules = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+    extra = {"min_lr_rate": recipe.final_lr_share} if recipe.schedule == "cosine" else {}
+    on_cpu = not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=1,  # all epochs are in the plan
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        train_sampling_strategy="sequential",
+        learning_rate=recipe.peak_learning_rate,
+        lr_scheduler_type=schedules[recipe.schedule],
+        lr_scheduler_kwargs=extra,
+        warmup_steps=math.ceil(recipe.warmup_share * n_steps) if n_steps > 1 else 0,
+        weight_decay=recipe.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=recipe.adam_beta2,
+        max_grad_norm=recipe.max_grad_norm,
+        activation_checkpointing=recipe.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # CheckpointCallback decides
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        seed=recipe.seed,
+        bf16=False,  # Passes.precision runs the autocast: the backbone is called without the trainer's wrapper
+    )
+
+
+def warn_few_steps(n_steps: int) -> str | None:
+    """The warning for a run too short to show much, said and returned."""
+    if n_steps >= FEW_STEPS:
+        return None
+    message = f"only {n_steps} optimizer steps: fewer than {FEW_STEPS} rarely change a model visibly"
+    say(f"warning: {message} (more --epochs, or a smaller --batch-size)")
+    return message

@@ -1,0 +1,77 @@
+"""Shared fixtures: one tiny LFM2 directory and LoRA adapters for it, per test run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+TinyLora = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published tiny LFM2 in float32: random weights, noisy norms, 512 tokens. Read it, do not change it."""
+    from edgealign.models import create
+    from edgealign.models.recipes import InitRecipe
+
+    out = tmp_path_factory.mktemp("tiny") / "model"
+    recipe = InitRecipe(shape="tiny", seed=1, vocab_size=512, context=512, dtype="float32", norm_noise=0.1)
+    create.run(recipe, text=[], out=out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_lora(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyLora:
+    """Factory of published PEFT LoRA adapters on `tiny_model`: `tiny_lora(seed=1, rank=4, targets=...)` -> directory.
+
+    B is random, so the adapter does something; `strength` scales it. `base` takes another model directory.
+    """
+
+    def make(
+        *, seed: int = 0, rank: int = 4, alpha: float = 8.0, strength: float = 0.05, rslora: bool = False,
+        targets: Sequence[str] | None = None, base: Path | None = None, base_digest: str | None = None,
+        **extra: object,
+    ) -> Path:
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        from edgealign.artifact import open_artifact, publish
+        from edgealign.models.lint import default_targets
+        from edgealign.models.load import load_model
+
+        source = base or tiny_model
+        model = load_model(source)
+        chosen = list(targets) if targets is not None else list(default_targets(model.config.model_type))
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=chosen, use_rslora=rslora, lora_dropout=0.0, **extra,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, config)
+            with torch.no_grad():
+                for name, weight in adapted.named_parameters():
+                    if "lora_B" in name or "lora_embedding_A" in name:
+                        weight.copy_(strength * torch.randn_like(weight))
+        base_artifact = open_artifact(source)
+        out = tmp_path_factory.mktemp("lora") / f"adapter-{seed}"
+        with publish(
+            out, kind="adapter", format="peft", stage="test", recipe={"seed": seed},
+            inputs=[base_artifact.as_input("base")],
+        ) as draft:
+            adapted.save_pretrained(draft.dir)
+            (draft.dir / "README.md").unlink(missing_ok=True)
+            config_file = draft.dir / "adapter_config.json"
+            saved = json.loads(config_file.read_text(encoding="utf-8"))
+            saved["base_model_name_or_path"] = None
+            config_file.write_text(json.dumps(saved), encoding="utf-8")
+            draft.meta["base_digest"] = base_digest or base_artifact.digest
+        return out
+
+    return make

@@ -1,0 +1,83 @@
+"""The command line as a stranger meets it: light start, one-line errors, exit codes, data on stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "llama_cpp", "matplotlib", "rich.progress")
+
+
+def edgealign(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgealign", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["sft", "--help"], ["config", "schema"]])
+def test_help_and_schema_load_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys, edgealign, edgealign.cli\n"
+        f"sys.argv = ['edgealign', *{arguments!r}]\n"
+        "try:\n    edgealign.cli.main()\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+    assert "edgealign" in done.stdout or "sft" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (["frobnicate"], 2, ["frobnicate"]),
+        (["show", "nowhere"], 2, ["nowhere", "no such directory"]),
+        (["run", "quikstart"], 2, ["did you mean quickstart?"]),
+        (["init", "tiny", "--out", "x", "--seed", "many"], 2, ["seed", "int"]),
+        (["sft", "--model", "m", "--data", "d", "--out", "x", "--learning-rate", "-1"], 2, ["learning_rate"]),
+        (["export", "--target", "gguf", "--model", "m", "--out", "x", "--adapter", "ada"], 2, ["NAME", "ada"]),
+        (
+            ["personalize", "--method", "magic", "--model", "m", "--choices", "c", "--user", "u", "--out", "x"],
+            2,
+            ["lora"],
+        ),
+        (["sft"], 2, ["--model"]),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    arguments: list[str], code: int, parts: list[str], tmp_path: Path
+) -> None:
+    done = edgealign(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_publishes_and_show_prints_json(tmp_path: Path) -> None:
+    small = ["--conversations", "12", "--pairs", "4", "--choices", "4"]
+    made = edgealign("data", "synth", "--out", "data", *small, "--json", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    shown = edgealign("show", "data", "--json", cwd=tmp_path)
+    assert json.loads(shown.stdout)["digest"] == json.loads(made.stdout)["digest"]
+    again = edgealign("data", "synth", "--out", "data", *small, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n' * 50, encoding="utf-8")
+    done = edgealign(
+        "sft", "--model", str(tiny_model), "--data", str(rows), "--out", "out", "--dry-run", "--json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)["stages"][0]
+    assert "GiB" in plan["estimate"]["memory"]
+    assert "about" in plan["estimate"]["time"]
+    assert not (tmp_path / "out").exists()

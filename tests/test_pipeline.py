@@ -1,0 +1,101 @@
+"""A preset runs what is missing, skips what is published, and notices changed inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgealign import pipeline
+from edgealign.artifact import open_artifact
+from edgealign.errors import CheckFailed, InputError, RecipeError
+
+PRESET = """
+final = "small"
+[[stage]]
+id = "data"
+run = "synth"
+recipe = { conversations = 20, pairs = 8, choices = 4 }
+[[stage]]
+id = "small"
+run = "prepare"
+inputs = { sources = ["data/train.jsonl"] }
+recipe = { limit = 10 }
+"""
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> pipeline.Preset:
+    return written(tmp_path, PRESET)
+
+
+def written(folder: Path, text: str) -> pipeline.Preset:
+    file = folder / "mine.toml"
+    file.write_text(text, encoding="utf-8")
+    return pipeline.load_preset(str(file))
+
+
+def skipped(result: dict[str, object]) -> list[bool]:
+    return [entry["skipped"] for entry in result["stages"]]  # type: ignore[index,attr-defined]
+
+
+def test_a_second_run_skips_everything_and_force_starts_over(tmp_path: Path, preset: pipeline.Preset) -> None:
+    out = tmp_path / "run"
+    first = pipeline.run_preset(preset, out=out, data=None, force=False)
+    assert skipped(first) == [False, False]
+    assert skipped(pipeline.run_preset(preset, out=out, data=None, force=False)) == [True, True]
+    assert skipped(pipeline.run_preset(preset, out=out, data=None, force=True)) == [False, False]
+    assert open_artifact(out / "small").manifest.meta["rows"]["train.jsonl"] > 0
+
+
+def test_a_damaged_or_missing_artifact_is_made_again_with_what_depends_on_it(
+    tmp_path: Path, preset: pipeline.Preset
+) -> None:
+    out = tmp_path / "run"
+    pipeline.run_preset(preset, out=out, data=None, force=False)
+    (out / "small" / "train.jsonl").write_text("{}", encoding="utf-8")
+    assert skipped(pipeline.run_preset(preset, out=out, data=None, force=False)) == [True, False]
+    changed = written(tmp_path, PRESET.replace("conversations = 20", "conversations = 21"))
+    assert [entry["published"] for entry in pipeline.plan_preset(changed, out=out, data=None)] == [False, False]
+    assert skipped(pipeline.run_preset(changed, out=out, data=None, force=False)) == [False, False]
+
+
+def test_a_changed_recipe_downstream_leaves_upstream_alone(tmp_path: Path, preset: pipeline.Preset) -> None:
+    out = tmp_path / "run"
+    pipeline.run_preset(preset, out=out, data=None, force=False)
+    changed = written(tmp_path, PRESET.replace("limit = 10", "limit = 9"))
+    assert skipped(pipeline.run_preset(changed, out=out, data=None, force=False)) == [True, False]
+
+
+def test_a_failed_report_fails_the_run_again_when_it_is_met_again(tmp_path: Path, preset: pipeline.Preset) -> None:
+    from edgealign.artifact import Check, publish
+
+    with publish(tmp_path / "bad", kind="report", format="x", stage="t", recipe={}) as draft:
+        draft.add_check(Check("moves", 0.0, 1.0, False))
+    with pytest.raises(CheckFailed, match="moves"):
+        pipeline._refuse_failed(tmp_path / "bad")
+
+
+def test_all_mistakes_of_a_preset_come_in_one_line(tmp_path: Path) -> None:
+    text = PRESET.replace("limit = 10", "limt = 10").replace('run = "synth"', 'run = "sinth"')
+    with pytest.raises(RecipeError) as caught:
+        written(tmp_path, text)
+    assert "sinth" in str(caught.value)
+    assert "did you mean limit?" in str(caught.value)
+    assert "is not below an earlier stage" not in str(caught.value) or "small" in str(caught.value)
+
+
+def test_a_preset_that_needs_real_data_says_so(tmp_path: Path) -> None:
+    preset = written(tmp_path, PRESET.replace("data/train.jsonl", "data:x/train.jsonl"))
+    with pytest.raises(InputError, match="--data"):
+        pipeline.run_preset(preset, out=tmp_path / "run", data=None, force=False)
+
+
+@pytest.mark.parametrize("name", pipeline.preset_names())
+def test_every_shipped_preset_loads(name: str) -> None:
+    assert pipeline.load_preset(name).steps
+
+
+def test_an_unknown_preset_suggests_one() -> None:
+    with pytest.raises(RecipeError, match="did you mean quickstart"):
+        pipeline.load_preset("quikstart")

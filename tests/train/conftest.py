@@ -1,0 +1,88 @@
+"""Tiny models with random weights, noisy enough that every part of them matters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_lfm2(vocab=96, layers=("conv", "full_attention", "conv", "full_attention"), kernel=3, bias=False, seed=0):
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Lfm2Config(
+        vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=len(layers), num_attention_heads=4,
+        num_key_value_heads=2, layer_types=list(layers), conv_L_cache=kernel, conv_bias=bias,
+        block_auto_adjust_ff_dim=False, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )
+    return shake(Lfm2ForCausalLM(config))
+
+
+def make_moe(seed=0):
+    from transformers import Lfm2MoeConfig, Lfm2MoeForCausalLM
+
+    torch.manual_seed(seed)
+    config = Lfm2MoeConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, layer_types=["conv", "full_attention", "conv", "full_attention"],
+        num_dense_layers=1, num_experts=4, num_experts_per_tok=2, max_position_embeddings=512, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )
+    return shake(Lfm2MoeForCausalLM(config))
+
+
+def make_llama(seed=0):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512,
+    )
+    return shake(LlamaForCausalLM(config))
+
+
+def make_qwen3(seed=0):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=512,
+    )
+    return shake(Qwen3ForCausalLM(config))
+
+
+def make_gemma3(seed=0):
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(seed)
+    config = Gemma3TextConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=512, sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    return shake(Gemma3ForCausalLM(config))
+
+
+def shake(model):
+    """Weights ten times the usual size, so that a wrong mask or tap moves the logits far."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1.0 + 0.2 * noise if "norm" in name else 0.2 * noise)
+    return model.eval()
+
+
+@pytest.fixture
+def lfm2():
+    return make_lfm2()
