@@ -50,7 +50,11 @@ def main() -> None:
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.TyperException as error:
-        print(f"edgealign: {' '.join(error.format_message().split())}; see: edgealign --help", file=sys.stderr)
+        message = error.format_message()
+        if message.startswith("Usage:"):  # a group without its command: its help is the answer
+            print(message, file=sys.stderr)
+        else:
+            print(f"edgealign: {' '.join(message.split())}; see: edgealign --help", file=sys.stderr)
         sys.exit(2)
 
 

@@ -76,7 +76,7 @@ def emit(value: Mapping[str, Any], *, json: bool, text: Callable[[Any], str]) ->
     print(jsonlib.dumps(value, indent=2, sort_keys=True, default=str) if json else text(value))
 
 
-def pairs(items: list[str] | None, name: str) -> dict[str, str]:
+def pairs(items: list[str] | None, name: str, form: str = "theirs=ours") -> dict[str, str]:
     """`a=b` items as a dictionary.
 
     Raises:
@@ -86,7 +86,7 @@ def pairs(items: list[str] | None, name: str) -> dict[str, str]:
     for item in items or []:
         left, equals, right = item.partition("=")
         if not (left and equals and right):
-            raise UsageError(item, f"is not of the form {name} LEFT=RIGHT", "see: edgealign --help")
+            raise UsageError(item, f"is not of the form {name} {form}", "see: edgealign --help")
         if left in found:
             raise UsageError(item, f"names {left} a second time", "give each name once")
         found[left] = right
@@ -95,7 +95,7 @@ def pairs(items: list[str] | None, name: str) -> dict[str, str]:
 
 def directories(items: list[str] | None) -> dict[str, Path]:
     """`NAME=DIR` items as paths by name."""
-    return {name: Path(value) for name, value in pairs(items, "--adapter").items()}
+    return {name: Path(value) for name, value in pairs(items, "--adapter", "NAME=DIR").items()}
 
 
 def plan_text(value: Mapping[str, Any]) -> str:

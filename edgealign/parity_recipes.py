@@ -18,7 +18,7 @@ class VerifyRecipe:
     its state handling (reset, swap, split prompts) must still be exact.
     """
 
-    threads: int = option(2, help="threads of the bundle's runtime", ge=1)
+    threads: int = option(0, help="threads of torch and of the bundle's runtime; 0 takes the usable cores", ge=0)
     seed: int = option(0, help="seed of the random prompts", ge=0)
     prompt_lengths: tuple[int, ...] = option(
         (1, 2, 3, 24, 127), help="prompt lengths; some must be below the convolution's width", ge=1, unit="tokens"
@@ -41,6 +41,16 @@ class VerifyRecipe:
         100.0, help="an adapter must move the logits by this many tolerances", gt=1, source="own gate"
     )
 
+    rounding_16bit: float = option(0.005, help="16-bit: error of a stored tensor, relative to its size", gt=0)
+    rounding_8bit: float = option(0.02, help="8-bit: error of a stored tensor, relative to its size", gt=0)
+    rounding_4bit: float = option(
+        0.2, help="4-bit: error of a stored tensor, relative to its size", gt=0,
+        source="measured on normal weights: Q4_0 0.087, Q4_K_M 0.072; another tensor 1.2 and more",
+    )  # fmt: skip
+    same_weights: float = option(
+        0.998, help="quantised: correlation of the logits with torch on the same rounded weights", gt=0, lt=1,
+        source="measured on LFM2 with random weights: 0.9999; a wrong rotary base 0.95",
+    )  # fmt: skip
     kl_16bit: float = option(1e-3, help="16-bit: mean KL(torch || bundle)", gt=0, unit="nat")
     kl_8bit: float = option(0.02, help="8-bit: mean KL(torch || bundle)", gt=0, unit="nat")
     kl_4bit: float = option(0.25, help="4-bit: mean KL(torch || bundle)", gt=0, unit="nat", source=_BAKED)

@@ -75,3 +75,53 @@ def tiny_lora(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Tin
         return out
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_model: Path, tiny_lora: TinyLora, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Factory of unverified GGUF bundles of `tiny_model` by quantisation, with the users ana and ben; made once each."""
+    import shutil
+    import sys
+
+    from edgealign.artifact import open_artifact, publish
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "export"))
+    made: dict[str, Path] = {}
+
+    def make(quant: str) -> Path:
+        if quant in made:
+            return made[quant]
+        from gguf_model import write_model
+        from gguf_quantize import quantize
+
+        from edgealign.models.load import read_config
+        from edgealign.runtimes.gguf_adapter import write_lora_gguf
+
+        out = tmp_path_factory.mktemp("bundle") / f"tiny-{quant}"
+        base = open_artifact(tiny_model)
+        with publish(out, kind="bundle", format="gguf", stage="test", recipe={"quant": quant}) as draft:
+            whole = draft.dir.with_name("whole.gguf")
+            write_model(tiny_model, whole, digest=base.digest)
+            if quant == "f32":
+                whole.replace(draft.dir / "model.gguf")
+            else:
+                quantize(whole, draft.dir / "model.gguf", quant, importance=None, threads=1)
+            (draft.dir / "adapters").mkdir()
+            users = {}
+            for seed, user in enumerate(("ana", "ben"), start=1):
+                file = f"adapters/{user}.gguf"
+                write_lora_gguf(
+                    tiny_lora(seed=seed), draft.dir / file, base_config=read_config(tiny_model), dtype="f32"
+                )
+                users[user] = {"file": file, "digest": ""}
+            for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+                shutil.copy(tiny_model / name, draft.dir / name)
+            draft.meta.update(
+                target="gguf", quant=quant, model_file="model.gguf", adapters=users, model_digest=base.digest
+            )
+        made[quant] = out
+        return out
+
+    return make

@@ -52,7 +52,7 @@ def check(
         "total": loaded.total,
         "rows": len(loaded.rows),
         "ties": loaded.ties,
-        "bad": [
+        "bad_rows": [
             {"file": row.file, "line": row.line, "kind": row.kind, "reason": row.reason} for row in loaded.bad
         ],
         "bad_kinds": dict(sorted(kinds.items())),
@@ -73,7 +73,7 @@ def check(
         "length_bias": _length_bias(sized),
         "users": _users(loaded.rows),
     }
-    report["ok"] = not (report["bad"] or report["refused_by_template"]) and bool(loaded.rows)
+    report["ok"] = not (report["bad_rows"] or report["refused_by_template"]) and bool(loaded.rows)
     return report
 
 
@@ -87,8 +87,12 @@ def _tokenizer(model: str | Path | None) -> Any | None:
 
 def _context(model: str | Path | None) -> int | None:
     """The longest input that the model's config names."""
-    config = None if model is None else Path(model) / "config.json"
-    if config is None or not config.is_file():
+    if model is None:
+        return None
+    from edgealign.models.load import resolve_model
+
+    config = resolve_model(model) / "config.json"
+    if not config.is_file():
         return None
     length = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
     return length if isinstance(length, int) else None
@@ -150,7 +154,7 @@ def _markers(loaded: Loaded, tok: Any | None) -> list[dict[str, Any]]:
             "marker": marker, "template": MARKERS[marker], "rows": count, "first_line": first[marker],
             "token_of_this_model": marker in own,
         }
-        for marker, count in rows.most_common()
+        for marker, count in sorted(rows.items(), key=lambda found: (-found[1], found[0]))
     ]
 
 

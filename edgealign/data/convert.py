@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ Columns = Mapping[str, Any]
 ABOUT_YOURSELF = "Tell me something about yourself."
 WITHOUT_SLIPS = "Say this question again without the slips of the tongue:\n"
 PLAY_PERSON = "You are this person: "
-HH_TURNS = {"\n\nHuman: ": "user", "\n\nAssistant: ": "assistant"}
+HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -180,11 +181,9 @@ def _whole(value: object, column: str) -> tuple[Message, ...]:
         return messages_of(value, column)
     if not value.startswith("\n\nHuman: "):
         raise RowFault("columns", f"there is no prompt, and {column} is not a whole conversation")
-    turns = []
-    for piece in value.replace("\n\nHuman: ", "\0user\0").replace("\n\nAssistant: ", "\0assistant\0").split("\0")[1:]:
-        turns.append(piece)
-    pairs = [[role, text] for role, text in zip(turns[::2], turns[1::2], strict=True)]
-    return turns_of(pairs, column, roles={"user": "user", "assistant": "assistant"}, keys=(0, 1))
+    parts = re.split(r"\n\n(Human|Assistant): ", value)[1:]
+    pairs = list(zip(parts[::2], parts[1::2], strict=True))
+    return turns_of(pairs, column, roles=HH_ROLES, keys=(0, 1))
 
 
 def _from_thumb(row: Columns) -> Thumb:

@@ -70,8 +70,8 @@ def encode_conversation(tok: Any, messages: Sequence[Message], *, max_tokens: in
     _check_bos(tok, ids)
     length = len(ids) if max_tokens is None else min(len(ids), max_tokens)
     if not any(mask[:length]):
-        reason = "has no assistant turn" if not any(mask) else f"has no assistant token in its first {max_tokens} tokens"
-        raise InputError("conversation", reason, "raise max_tokens or leave the row out")
+        where = f"in its first {max_tokens} tokens" if any(mask) else "at all"
+        raise InputError("conversation", f"has nothing of the assistant {where}", "raise max_tokens or drop the row")
     return Encoded(tuple(ids[:length]), tuple(mask[:length]), len(ids) - length)
 
 
@@ -104,9 +104,13 @@ def encode_thumb(tok: Any, thumb: Thumb, *, max_tokens: int | None = None) -> En
     return prompt, _answer(tok, thumb.prompt, thumb.completion)[: _room(prompt, max_tokens)]
 
 
-def encode_text(tok: Any, text: str, *, max_tokens: int) -> tuple[Encoded, ...]:
-    """Plain text in pieces of `max_tokens`, each after what the tokenizer puts first (BOS); nothing is lost."""
-    check_text(tok, text, "text")
+def encode_text(tok: Any, text: str, *, max_tokens: int, name: str = "text") -> tuple[Encoded, ...]:
+    """Plain text in pieces of `max_tokens`, each after what the tokenizer puts first (BOS); nothing is lost.
+
+    Raises:
+        InputError: the text (called `name`) contains a control token.
+    """
+    check_text(tok, text, name)
     first = tok("a")["input_ids"][0]
     begin = (int(first),) if first == tok.bos_token_id else ()
     size = max_tokens - len(begin)
@@ -142,7 +146,11 @@ def encode_thumbs(tok: Any, rows: Iterable[Thumb], *, max_tokens: int | None = N
 
 def encode_texts(tok: Any, rows: Iterable[Text], *, max_tokens: int) -> tuple[Encoded, ...]:
     """All pieces of all texts, in order."""
-    return tuple(piece for row in rows for piece in encode_text(tok, row.text, max_tokens=max_tokens))
+    return tuple(
+        piece
+        for number, row in enumerate(rows, start=1)
+        for piece in encode_text(tok, row.text, max_tokens=max_tokens, name=f"text {number}")
+    )
 
 
 def _many(
@@ -195,7 +203,7 @@ def _start_of_answer(tok: Any, before: Sequence[Message], whole: str) -> int:
     prompt = render(tok, before, add_generation_prompt=True)
     if not whole.startswith(prompt):
         raise InputError(
-            "chat template", f"is not prefix-stable: what stands before turn {len(before) + 1} changes once it is there",
+            "chat template", f"is not prefix-stable: the text before turn {len(before) + 1} changes once it is there",
             "train on single answers (the last turn only), or mend the chat template",
         )
     return len(prompt)

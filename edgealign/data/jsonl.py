@@ -7,7 +7,6 @@ these has ended in a training set before (a NaN margin, a lost answer, a crash i
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import re
 import zlib
@@ -46,9 +45,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowFault]]:
                     yield number, fault
     except EOFError:
         yield number + 1, RowFault("half", "the gzip data ends early: this row and all after it are lost")
-    except (gzip.BadGzipFile, zlib.error) as error:
-        if number == 0:
-            raise InputError(path, "is not gzip data", "rename it without .gz, or compress it again") from error
+    except (gzip.BadGzipFile, zlib.error):
         yield number + 1, RowFault("half", "the gzip data is damaged: this row and all after it are lost")
     except OSError as error:
         raise InputError(path, f"cannot be read ({error.strerror or error})", "give a readable file") from error
@@ -77,6 +74,8 @@ def parse_line(raw: bytes, *, first: bool = False) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         if not whole:
             raise RowFault("half", "half a line: the file ends inside a JSON value") from error
+        if first and line.startswith(b"["):
+            raise RowFault("json", "a JSON array over many lines: make it JSON Lines with jq -c '.[]'") from error
         raise RowFault("json", f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
         raise RowFault("json", "nested too deeply") from error
@@ -90,9 +89,14 @@ def parse_line(raw: bytes, *, first: bool = False) -> dict[str, Any]:
 
 
 def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return io.BufferedReader(gzip.GzipFile(path, "rb"), 2**20)  # type: ignore[arg-type]
-    return path.open("rb", buffering=2**20)
+    if path.suffix != ".gz":
+        return path.open("rb", buffering=2**20)
+    with path.open("rb") as stream:
+        magic = stream.read(2)
+    if magic not in (b"", b"\x1f\x8b"):
+        raise InputError(path, "is not gzip data", "rename it without .gz, or compress it again")
+    # no buffer of ours around it: what was unpacked before a damaged place would be lost with it
+    return cast(BinaryIO, gzip.open(path, "rb"))
 
 
 def _skip_line(stream: BinaryIO) -> None:

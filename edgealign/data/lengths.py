@@ -78,23 +78,23 @@ def length_bias(sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     buckets = []
     for place, low in enumerate(GAP_EDGES):
         high = GAP_EDGES[place + 1] if place + 1 < len(GAP_EDGES) else None
-        gaps = [(w, l) for w, l in sizes if abs(w - l) >= low and (high is None or abs(w - l) < high)]
-        wins = sum(w > l for w, l in gaps)
+        gaps = [(won, lost) for won, lost in sizes if low <= abs(won - lost) < (high or math.inf)]
+        wins = sum(won > lost for won, lost in gaps)
         buckets.append(
             {
                 "gap_from": low, "gap_below": high, "pairs": len(gaps), "longer_wins": wins,
                 "share": wins / len(gaps) if gaps and low > 0 else None,
             }
         )
-    unequal = [(w, l) for w, l in sizes if w != l]
+    unequal = [(won, lost) for won, lost in sizes if won != lost]
     lengths = [length for pair in sizes for length in pair]
     return {
         "pairs": len(sizes),
-        "longer_wins_share": sum(w > l for w, l in unequal) / len(unequal) if unequal else None,
+        "longer_wins_share": sum(won > lost for won, lost in unequal) / len(unequal) if unequal else None,
         "equal_length": len(sizes) - len(unequal),
-        "mean_chosen": sum(w for w, _ in sizes) / len(sizes),
-        "mean_rejected": sum(l for _, l in sizes) / len(sizes),
-        "mean_gap": sum(w - l for w, l in sizes) / len(sizes),
+        "mean_chosen": sum(won for won, _ in sizes) / len(sizes),
+        "mean_rejected": sum(lost for _, lost in sizes) / len(sizes),
+        "mean_gap": sum(won - lost for won, lost in sizes) / len(sizes),
         "label_length_correlation": correlation([1.0, 0.0] * len(sizes), [float(length) for length in lengths]),
         "buckets": buckets,
     }

@@ -1,4 +1,4 @@
-"""`--map theirs=ours`: other people's column names to ours."""
+"""`--map theirs=ours`: other people's column names to ours; dots reach inside, `theirs=-` hides a column."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any
 from edgealign.data.convert import known_columns
 from edgealign.errors import InputError
 
+HIDDEN = "-"
+
 
 def parse_mapping(pairs: Sequence[str]) -> dict[str, str]:
-    """`["query=prompt", "meta.who=user_id", "label="]` to a dictionary; an empty name of ours hides the column.
+    """`["query=prompt", "meta.who=user_id", "label=-"]` to a dictionary; `-` hides the column.
 
     Raises:
-        InputError: an entry without `=`, or the same column named twice.
+        InputError: an entry that is not THEIRS=OURS, or a column of theirs named twice.
     """
     mapping: dict[str, str] = {}
     for pair in pairs:
         theirs, equals, ours = pair.partition("=")
-        if not equals or not theirs.strip():
+        if not equals or not theirs.strip() or not ours.strip():
             raise InputError(pair, "is not of the form THEIRS=OURS", "write for example --map query=prompt")
         if theirs.strip() in mapping:
             raise InputError(pair, f"maps {theirs.strip()} a second time", "map each column once")
@@ -38,11 +40,11 @@ class ColumnMap:
         known = known_columns()
         taken: set[str] = set()
         for theirs, ours in self.mapping.items():
-            if ours and ours not in known:
+            if ours != HIDDEN and ours not in known:
                 close = difflib.get_close_matches(ours, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"ours are {', '.join(sorted(known))}"
                 raise InputError(f"--map {theirs}={ours}", f"{ours} is not a column that edgealign knows", hint)
-            if ours and ours in taken:
+            if ours != HIDDEN and ours in taken:
                 raise InputError(f"--map {theirs}={ours}", f"{ours} is filled twice", "map one column to each of ours")
             taken.add(ours)
 
@@ -60,7 +62,7 @@ class ColumnMap:
                 self.unmet.discard(theirs)
         for theirs in self.mapping:
             renamed.pop(theirs, None)
-        found.pop("", None)
+        found.pop(HIDDEN, None)
         return {**renamed, **found}
 
     def check(self, source: str | Path) -> None:

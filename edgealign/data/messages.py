@@ -70,7 +70,7 @@ def messages_of(value: object, column: str) -> tuple[Message, ...]:
     if not isinstance(value, list):
         raise _wrong_type(column, value, "text or a list of messages")
     if not value:
-        raise RowFault("empty", f"{column} has no turns")
+        raise RowFault("empty", f"{column} is an empty list")
     return tuple(_message(item, number, column) for number, item in enumerate(value, start=1))
 
 
@@ -79,7 +79,7 @@ def turns_of(value: object, column: str, *, roles: Mapping[str, str], keys: tupl
     if not isinstance(value, list):
         raise _wrong_type(column, value, "a list of turns")
     if not value:
-        raise RowFault("empty", f"{column} has no turns")
+        raise RowFault("empty", f"{column} is an empty list")
     messages = []
     for number, turn in enumerate(value, start=1):
         try:

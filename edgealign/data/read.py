@@ -57,7 +57,7 @@ def read(
 ) -> Loaded:
     """Read JSONL, Parquet, a Hugging Face dataset directory or a hub id (`NAME:SPLIT` picks a split).
 
-    `form`: refuse any other. `mapping`: their column to ours; dots reach inside, an empty name hides the column.
+    `form`: refuse any other. `mapping`: their column to ours; dots reach inside, "-" hides the column.
     `skip_bad`: exactly how many bad rows may be left out. `limit`: look at the first rows only.
 
     Raises:
@@ -131,7 +131,7 @@ def _choose_shape(source: str | Path, form: str | None, sample: Sequence[Record]
     if form is not None and shape.form != form:
         raise InputError(
             source, f"holds {PLURALS[shape.form]} ({', '.join(shape.required)}), not {PLURALS[form]}",
-            "give another file, or rename columns with --map THEIRS=OURS (an empty OURS hides a column)",
+            "give another file, or rename columns with --map THEIRS=OURS (THEIRS=- hides a column)",
         )
     return shape
 
@@ -166,7 +166,7 @@ def _partner(opened: Source, shape: Shape) -> tuple[dict[Any, Mapping[str, Any]]
     if shape.partner is None:
         return {}, opened.digest()
     beside = opened.beside(shape.partner)
-    joined = {
+    joined: dict[Any, Mapping[str, Any]] = {
         record.value[shape.key]: record.value
         for record in beside.records()
         if not isinstance(record.value, RowFault) and isinstance(record.value.get(shape.key), str)

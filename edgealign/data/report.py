@@ -51,13 +51,15 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
-    return f"{value:.0f}" if value == int(value) and abs(value) >= 1 else f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
+    if value == int(value):
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def _summary(report: Mapping[str, Any]) -> list[str]:
     form = f"{report['form']} ({report['shape']})" if report["shape"] else report["form"]
     lines = [f"{report['source']}: {report['total']} rows of form {form}"]
-    counts = [("usable", report["rows"]), ("bad", len(report["bad"]))]
+    counts = [("usable", report["rows"]), ("bad", len(report["bad_rows"]))]
     if report["ties"]:
         counts.append(("ties (neither is better, not used)", report["ties"]))
     lines += [f"  {count:>8} {name}" for name, count in counts]
@@ -67,18 +69,18 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
 
 
 def _bad(report: Mapping[str, Any]) -> list[str]:
-    if not report["bad"]:
+    if not report["bad_rows"]:
         return []
     grouped: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for row in report["bad"]:
+    for row in report["bad_rows"]:
         grouped[row["reason"], row["file"]].append(row["line"])
-    lines = [f"bad rows: {len(report['bad'])}"]
+    lines = [f"bad rows: {len(report['bad_rows'])}"]
     lines += table([["kind", "rows", "meaning"], *([kind, n, KINDS[kind]] for kind, n in report["bad_kinds"].items())])
     for (reason, file), numbers in grouped.items():
         plural = "line" if len(numbers) == 1 else "lines"
         where = f"{file} " if file else ""
         lines.append(f"  {where}{plural} {line_ranges(numbers)}: {reason}")
-    lines.append(f"  mend them, or train without them: --skip-bad {len(report['bad'])}")
+    lines.append(f"  mend them, or train without them: --skip-bad {len(report['bad_rows'])}")
     return lines
 
 

@@ -2,6 +2,9 @@
 
 Files inside a directory in the hub's layout are found by `datasets` (split names, patterns, the README's
 configuration) but JSONL and Parquet among them are read here, so that a bad row keeps its line number.
+
+    data.jsonl.gz  data.parquet  DIRECTORY  DIRECTORY:SPLIT
+    owner/name  owner/name:SPLIT  owner/name:CONFIG/SPLIT  owner/name@REVISION:SPLIT
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from edgealign.data.faults import RowFault
 from edgealign.errors import InputError
 
 BATCH_ROWS = 1000
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 PREFERRED_SPLITS = ("train", "train_prefs", "train_sft")
 
 
@@ -183,16 +186,29 @@ def _load_dataset(repository: str, split: str, name: str) -> Any:
     import datasets
 
     config, _, wanted = split.rpartition("/")
+    here = Path(repository).is_dir()
+    owner_name, _, revision = (repository, "", "") if here else repository.partition("@")
     try:
         with _quiet():
-            limits = datasets.DownloadConfig(max_retries=1)
-            loaded = datasets.load_dataset(repository, config or None, download_config=limits)
-    except Exception as error:
+            if not here:
+                _reach_hub(owner_name, revision)
+            loaded = datasets.load_dataset(owner_name, config or None, revision=revision or None)
+    except Exception as error:  # the hub, its cache and every file format raise their own
         raise InputError(
             name, f"is neither here nor to be had from the hub ({_first_line(error)})",
             "check the spelling, or fetch it once with a network: later runs use the cache",
         ) from error
     return loaded[_pick_split(list(loaded), wanted, name)]
+
+
+def _reach_hub(owner_name: str, revision: str) -> None:
+    """Ask once, quickly: without a network `datasets` would try for half a minute before it looks into its cache."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / owner_name.replace("/", "___")
+    if not cached.is_dir():
+        HfApi().dataset_info(owner_name, revision=revision or None, timeout=10)
 
 
 def _pick_split(splits: Sequence[str], wanted: str, name: str) -> str:

@@ -109,7 +109,8 @@ def facts_of(tok: Any) -> TemplateFacts:
     named = {str(token) for token in (tok.bos_token, tok.eos_token, tok.pad_token) if token}
     control = {token for token in special if token in rendered} | named
     longest_first = sorted(control, key=len, reverse=True)
-    marks_beginning = bool(tok.bos_token) and rendered.count(str(tok.bos_token)) <= 1
+    longer = _render(tok, frozen, (*probe, *probe), False)
+    marks_beginning = bool(tok.bos_token) and rendered.count(tok.bos_token) == longer.count(tok.bos_token)
     facts = TemplateFacts(
         template, frozen, ending, special[ending], tok.bos_token_id if marks_beginning else None,
         re.compile("|".join(map(re.escape, longest_first))),

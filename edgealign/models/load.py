@@ -8,6 +8,7 @@ with the file's name. Nothing here executes or unpickles anything.
 from __future__ import annotations
 
 import json
+import logging as stdlogging
 import re
 import struct
 from pathlib import Path
@@ -47,6 +48,8 @@ def load_model(source: str | Path, *, dtype: str = "float32") -> PreTrainedModel
     folder = resolve_model(source)
     check_model(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # It advises a CUDA package for the short convolution; there is none for a CPU.
+    stdlogging.getLogger("transformers.integrations.hub_kernels").setLevel(stdlogging.ERROR)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # its load report repeats what is checked below
     logging.disable_progress_bar()
@@ -54,6 +57,7 @@ def load_model(source: str | Path, *, dtype: str = "float32") -> PreTrainedModel
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True,
             local_files_only=True, trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported in `info`, refused below by name
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(folder, f"cannot be loaded ({_first_line(error)})", "get the model again") from error

@@ -20,6 +20,8 @@ from edgealign.errors import RecipeError
 from edgealign.objectives.scores import Scores, split_pairs
 from edgealign.objectives.table import Objective, check_beta
 
+TIE_NATS = 1e-4  # less than this is rounding: the same model in forward passes of another size differs by as much
+
 Reducer = Callable[[Tensor, Tensor], Tensor]
 Reference = Callable[[Scores, "Scores | None"], Tensor]
 PairTerm = Callable[[Tensor, float], Tensor]
@@ -87,7 +89,7 @@ def pair_metrics(objective: Objective, policy: Scores, reference: Scores | None)
 
     Margins come both summed and per token, because they can disagree: a longer completion has larger sums.
     `hit` ranks by log-ratios against the reference, `hit_free` by the policy alone, both in the objective's own
-    reduction (a tie is half a hit, so that an untrained model scores one half and not zero). `kl` is the k3
+    reduction (a margin below TIE_NATS is half a hit, so that an untrained model scores one half). `kl` is the k3
     estimator, mean over tokens of exp(-r) - 1 + r with r = log pi/pi_ref (Schulman 2020). It is unbiased for
     tokens drawn from pi; these come from the data, so read it as a gauge of drift.
     """
@@ -115,4 +117,5 @@ def pair_metrics(objective: Objective, policy: Scores, reference: Scores | None)
 
 
 def _hits(margin: Tensor) -> Tensor:
-    return (margin > 0).to(margin.dtype) + 0.5 * (margin == 0).to(margin.dtype)
+    """(P,) 1 where the chosen side is ahead, 0 where it is behind, one half where neither is."""
+    return 0.5 * (1.0 + torch.sign(margin) * (margin.abs() > TIE_NATS))

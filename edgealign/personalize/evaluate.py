@@ -54,16 +54,16 @@ def run(
     base = open_model(model)
     shipped = read_bundle(bundle)
     missing = sorted(set(adapters) - set(shipped.adapters))
-    if missing or not adapters:
-        raise InputError(
-            bundle, f"has no adapter for {', '.join(missing) or 'anybody'}", "export them: --adapter NAME=DIR"
-        )
+    if missing:
+        raise InputError(bundle, f"has no adapter for {', '.join(missing)}", "export them: --adapter NAME=DIR")
     tokenizer = load_tokenizer(base.path)
     planted = _read_json(Path(users) / "users.json")
-    choices: dict[str, list[Triple]] = {user: [] for user in adapters}
+    choices: dict[str, list[Triple]] = {}
     for row in read(Path(users) / "unseen_choices.jsonl", form="pair").rows:
-        if isinstance(row, Pair) and row.user_id in choices:
-            choices[row.user_id].append(encode_pair(tokenizer, row, max_tokens=1 << 20))
+        if isinstance(row, Pair) and row.user_id is not None:
+            asked = choices.setdefault(row.user_id, [])
+            if len(asked) < recipe.choices:
+                asked.append(encode_pair(tokenizer, row, max_tokens=recipe.max_tokens))
     prompts: list[str] = []
     if planted:
         lines = (Path(users) / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
@@ -85,8 +85,7 @@ def run(
                     session.set_user(None if name == BASE else files[name])
                     found["ranking"][name] = {}
                     for user, triples in choices.items():
-                        if triples:
-                            found["ranking"][name][user] = rank_choices(session, triples).margins
+                        found["ranking"][name][user] = rank_choices(session, triples).margins
                         advance(len(triples), name)
                     session.reset()
                     answers = _answers(session, encoded, recipe, stop={end_of_turn_id(tokenizer)}, advance=advance)
@@ -94,7 +93,7 @@ def run(
         finally:
             session.close()
         result["runtimes"][label] = found
-    result["ranking"] = _summarize_ranking(result["runtimes"], tuple(adapters))
+    result["ranking"] = _summarize_ranking(result["runtimes"], tuple(choices))
     if planted:
         result["users"] = {name: planted["users"][name] for name in adapters}
         result["movement"] = _summarize_movement(result, planted["scale"], recipe)
@@ -135,7 +134,7 @@ def _answers(
 
 
 def _summarize_ranking(runtimes: Mapping[str, Any], users: Sequence[str]) -> dict[str, Any]:
-    """Accuracy per runtime and user: base, own adapter, mean over the other users' adapters, number of choices."""
+    """Accuracy per runtime and user: base, own adapter, mean over the others' adapters; None where there is none."""
     from edgealign.personalize.ranking import Ranking
 
     summary: dict[str, Any] = {}
@@ -144,16 +143,15 @@ def _summarize_ranking(runtimes: Mapping[str, Any], users: Sequence[str]) -> dic
             name: {user: Ranking(tuple(margins)).accuracy for user, margins in row.items()}
             for name, row in found["ranking"].items()
         }
-        summary[label] = {
-            user: {
+        summary[label] = {}
+        for user in users:
+            others = [table[name][user] for name in table if name not in (BASE, user)]
+            summary[label][user] = {
                 "choices": len(found["ranking"][BASE][user]),
                 "base": table[BASE][user],
-                "own": table[user][user],
-                "others": _mean([table[name][user] for name in users if name != user]),
+                "own": table[user][user] if user in table else None,
+                "others": _mean(others) if others else None,
             }
-            for user in users
-            if user in table[BASE]
-        }
     return summary
 
 

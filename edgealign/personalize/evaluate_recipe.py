@@ -13,6 +13,8 @@ class EvaluateRecipe:
 
     prompts: int = option(12, ge=1, help="unseen prompts")
     samples: int = option(2, ge=1, help="sampled answers per prompt and user")
+    choices: int = option(48, ge=1, help="unseen choices per user, at most")
+    max_tokens: int = option(1024, ge=16, unit="tokens", help="longest prompt + answer of a choice")
     max_new_tokens: int = option(160, ge=1, unit="tokens", help="longest answer")
     temperature: float = option(0.7, ge=0.0, help="sampling temperature; 0 is greedy")
     top_p: float = option(0.95, gt=0.0, le=1.0, help="nucleus")

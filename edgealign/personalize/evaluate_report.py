@@ -26,8 +26,8 @@ def write_report(folder: Path, result: Mapping[str, Any], recipe: EvaluateRecipe
         draw_movement(folder / "movement.png", result)
         tastes = "; ".join(f"{name}: {known['words']}" for name, known in result["users"].items())
         parts += [
-            f"{len(result['users'])} generated users with known tastes ({tastes}), {len(result['prompts'])} unseen prompts, "
-            f"{recipe.samples} sampled answers each.",
+            f"{len(result['users'])} generated users with known tastes ({tastes}), "
+            f"{len(result['prompts'])} unseen prompts, {recipe.samples} sampled answers each.",
             "",
             "![Movement of each user's answers](movement.png)",
             "",
@@ -87,10 +87,8 @@ def draw_movement(file: Path, result: Mapping[str, Any]) -> None:
 
 
 def _movement_table(result: Mapping[str, Any]) -> str:
-    lines = [
-        "| user | runtime | reward, base | reward, own adapter | others' adapters | gain in sd (95 %) | attributes, shift in sd (wanted) |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ("user", "runtime", "reward, base", "own adapter", "others'", "gain in sd (95 %)", "shift in sd (wanted)")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for user in result["users"]:
         for runtime, rows in result["movement"].items():
             row = rows[user]
@@ -99,10 +97,10 @@ def _movement_table(result: Mapping[str, Any]) -> str:
                 f"{name} {entry['shift_sd']['mean']:+.2f} ({'+' if entry['wanted'] > 0 else '-'})"
                 for name, entry in row["attributes"].items()
             )
-            lines.append(
-                f"| {user} | {runtime} | {row['reward_base']:+.2f} | {row['reward_own']:+.2f} | {row['reward_others'] or 0:+.2f} "
-                f"| {gain['mean']:+.2f} ({gain['low']:+.2f} to {gain['high']:+.2f}) | {shifts} |"
-            )
+            rewards = [row["reward_base"], row["reward_own"], row["reward_others"]]
+            cells = [user, runtime, *("-" if value is None else f"{value:+.2f}" for value in rewards)]
+            cells += [f"{gain['mean']:+.2f} ({gain['low']:+.2f} to {gain['high']:+.2f})", shifts]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -115,9 +113,9 @@ def _ranking_table(result: Mapping[str, Any]) -> str:
     for user in sorted(users):
         for runtime, rows in result["ranking"].items():
             row = rows[user]
-            lines.append(
-                f"| {user} | {runtime} | {row['choices']} | {row['base']:.1%} | {row['own']:.1%} | {row['others']:.1%} |"
-            )
+            own = "none published" if row["own"] is None else f"{row['own']:.1%}"
+            others = "-" if row["others"] is None else f"{row['others']:.1%}"
+            lines.append(f"| {user} | {runtime} | {row['choices']} | {row['base']:.1%} | {own} | {others} |")
     return "\n".join(lines) + "\n"
 
 

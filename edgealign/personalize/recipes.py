@@ -14,6 +14,9 @@ MAX_CHOICES = 64
 class LoraRecipe:
     """A per-user LoRA from 4 to 64 choices."""
 
+    map: tuple[str, ...] = option((), help="other column names, each as theirs=ours")
+    skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
+
     objective: str = option("ln_dpo", choices=("ln_dpo", "dpo"), help="preference loss", source="arXiv 2407.15229")
     beta: float | None = option(
         None, gt=0.0, help="strength of the preference; none: the objective's own default",
@@ -22,11 +25,14 @@ class LoraRecipe:
     rank: int = option(8, ge=1, le=256, help="rank of the LoRA", source="leap-finetune peft_configs.py")
     alpha: int = option(16, ge=1, help="the LoRA's scale is alpha / rank", source="leap-finetune peft_configs.py")
     targets: tuple[str, ...] = option((), help="module names to adapt; none: every linear of the architecture")
-    learning_rate: float = option(5e-4, gt=0.0, le=1.0, help="AdamW, decays linearly to zero")
+    learning_rate: float = option(
+        1e-3, gt=0.0, le=1.0, help="AdamW, decays linearly to zero; models of a few million parameters take 1e-2",
+        source="a fit has tens of steps, not thousands: five times Liquid's 2e-4 for a LoRA",
+    )
     epochs: int = option(6, ge=1, le=100, help="passes over the choices")
     batch_pairs: int = option(8, ge=1, unit="pairs", help="pairs per optimizer step")
     anchor: float = option(
-        0.1, ge=0.0, help="weight of the base-answer anchor; 0 turns it off",
+        1.0, ge=0.0, help="weight of the base-answer anchor; 0 turns it off",
         source="BAPO, arXiv 2407.00693, our reading",
     )
     anchor_tokens: int = option(24, ge=1, le=1024, unit="tokens", help="length of the base answers that are anchored")
@@ -36,9 +42,11 @@ class LoraRecipe:
         source="planted users: a fit without a prior beats the population only from about 8 choices on",
     )
     held_out: float = option(0.25, gt=0.0, le=0.5, help="share of the choices kept for the check (at least one)")
-    max_tokens: int = option(1024, ge=16, unit="tokens", help="longest prompt + answer; a longer choice is refused")
+    max_tokens: int = option(1024, ge=16, unit="tokens", help="longest prompt and answer; answers are cut")
     precision: str = option(
-        "auto", choices=("auto", "float32", "bfloat16"), help="auto: bf16 where the CPU multiplies it natively"
+        "auto", choices=("auto", "float32", "bfloat16"),
+        help="auto: bfloat16 where it is multiplied natively and the model is large enough to gain",
     )
     max_grad_norm: float = option(1.0, gt=0.0, help="gradients are clipped to this norm")
+    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use. Results repeat for one number")
     seed: int = option(0, ge=0, help="of the LoRA's random half and the order of the choices")

@@ -116,11 +116,11 @@ class LlamaSession:
         self.reset()
         self._check_tokens(tokens)
         rows = np.empty((len(tokens), self.vocab), dtype=np.float32)
-        wanted = (ctypes.c_int8 * SCORE_BATCH)(*([1] * SCORE_BATCH))
+        size = min(SCORE_BATCH, self._batch_size)
         batch = self._lib.llama_batch_get_one(self._tokens, 1)
-        batch.logits = wanted
-        for start in range(0, len(tokens), SCORE_BATCH):
-            part = tokens[start : start + SCORE_BATCH]
+        batch.logits = (ctypes.c_int8 * size)(*([1] * size))
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
             self._tokens[: len(part)] = part
             batch.n_tokens = len(part)
             self._run(batch, len(part))

@@ -167,7 +167,7 @@ def _split(adapter: Path, key: str) -> tuple[str, str]:
     if found is not None:
         return found.group(1), found.group(2)
     reasons = (
-        ("lora_embedding", "adapts the embedding, which would abort llama.cpp on a tied model"),
+        ("embed", "adapts the embedding, which would abort llama.cpp on a tied model"),
         ("lora_magnitude", "holds DoRA magnitudes"),
         ("bias", "holds a bias"),
     )

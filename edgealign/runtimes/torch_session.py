@@ -81,6 +81,11 @@ class TorchSession:
         self._adapters.clear()
         self.reset()
 
+    def weights(self) -> dict[str, Any]:
+        """The model's own parameters by the names that its files use, whether or not adapters are attached."""
+        named = self._model.named_parameters()
+        return {name.replace(".base_layer.", "."): value for name, value in named if ".lora_" not in name}
+
     def reset(self) -> None:
         self._cache = None
 

@@ -10,15 +10,20 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from edgealign.artifact import write_atomic
+from edgealign.errors import OutputError
 
 MARKER = "complete"
 PREFIX = "checkpoint-"
+DISK_FULL_SIGNS = ("No space left", "os error 28", "PytorchStreamWriter failed", "inline_container.cc")
 WORTH_KEEPING_S = 20.0  # a run shorter than this is repeated rather than saved at its end
 
 
@@ -46,6 +51,21 @@ def mark_complete(folder: Path) -> None:
     for other in folder.parent.glob(f"{PREFIX}*"):
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
+
+
+@contextmanager
+def full_disk(out: Path) -> Iterator[None]:
+    """torch and safetensors report a failed write in words of their own; here it is an `OutputError` like any other.
+
+    Raises:
+        OutputError: the disk below `out` is full.
+    """
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if not any(sign in str(error) for sign in DISK_FULL_SIGNS):
+            raise
+        raise OutputError(out, "the disk is full", "free some space or choose another --out") from error
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]

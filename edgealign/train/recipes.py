@@ -39,7 +39,7 @@ class TrainRecipe:
     schedule: str = option(
         "cosine", choices=("cosine", "linear", "constant"), help="how the learning rate decays", source=_LFM2
     )
-    final_lr_share: float = option(0.1, ge=0.0, le=1.0, help="the cosine ends at this share of the peak", source=_LFM2)
+    final_lr_share: float = option(0.1, ge=0.0, le=1.0, help="the decay ends at this share of the peak", source=_LFM2)
     warmup_share: float = option(
         0.1, ge=0.0, lt=1.0, help="share of the steps with a rising learning rate", source="Tulu 3"
     )

@@ -7,6 +7,7 @@ resumed run must see the very same numbers). Files are safetensors and appear at
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -78,5 +79,6 @@ def _store(file: Path, values: torch.Tensor) -> None:
         save_file({"logprobs": values.contiguous()}, part)
         os.replace(part, file)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         say(f"the reference cache {file.parent} cannot be written ({error}): going on without it")

@@ -29,11 +29,12 @@ from edgealign.artifact import (
     write_atomic,
 )
 from edgealign.data.encode import template_hash
-from edgealign.errors import InputError
+from edgealign.errors import InputError, writing
 from edgealign.models.lint import describe, lora_targets
 from edgealign.models.load import load_model, load_tokenizer
 from edgealign.progress import say
 from edgealign.train.adapt import add_lora, merge_lora, restore, save_lora, trainable
+from edgealign.train.checkpoints import full_disk
 from edgealign.train.curves import Panel, draw_curves
 from edgealign.train.examples import Examples
 from edgealign.train.layout import Tree
@@ -41,7 +42,7 @@ from edgealign.train.precision import choose_precision, count_parameters, fixed_
 from edgealign.train.recipes import TrainRecipe
 from edgealign.train.scoring import Passes, evaluate
 from edgealign.train.tasks import Task
-from edgealign.train.trainer import Fit, fit, warn_few_steps
+from edgealign.train.trainer import Fit, fit, quiet_transformers, warn_few_steps
 
 TEXT_FILES = (
     "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja",
@@ -85,6 +86,7 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
             raise InputError("--data", "leaves no example to train on", "give more rows or a smaller --valid-fraction")
         base = _load_base(source, tokenizer, recipe)
         inputs = [source.as_input("model"), *examples.inputs]
+        facts = _sizes(base, recipe)
         key = hash_json(
             {
                 "stage": plan.name, "recipe": _plain(recipe), "inputs": [entry.digest for entry in inputs],
@@ -95,14 +97,15 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
         started_s = time.monotonic()
         task = plan.make_task(base, examples.train)
         held_out = plan.make_task(base, examples.held_out) if examples.held_out else None
-        before = _remembered(work / "before.json", lambda: _evaluate(base, held_out))
-        trained, facts = _adapted(base, recipe)
         warnings = [message for message in (warn_few_steps(_n_steps(recipe, len(examples.train))),) if message]
-        result = fit(trained, task, recipe, passes=base.passes, work=work, threads=threads)
+        with writing(out), full_disk(out):
+            before = _remembered(work / "before.json", lambda: _evaluate(base, held_out))
+            trained = _with_lora(base.model, recipe) if recipe.lora else base.model
+            result = fit(trained, task, recipe, passes=base.passes, work=work)
         warnings += plan.review(result)
         after = evaluate(trained, held_out, base.passes, label="evaluating the result") if held_out else {}
         _say_outcome(plan.name, before, after)
-        with publish(
+        with full_disk(out), publish(
             out, kind="model", format="huggingface", stage=plan.name, recipe=recipe, inputs=inputs,
             template_hash=base.template_hash, licences={**source.manifest.licences, **examples.licences},
         ) as draft:
@@ -126,15 +129,8 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
 
 def save_model(model: Any, source: Path, folder: Path, *, dtype: torch.dtype) -> None:
     """A complete Hugging Face directory: new weights and config, everything about text copied from `source`."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with quiet_transformers():
         model.to(dtype).save_pretrained(folder, max_shard_size="50GB")
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     for pattern in TEXT_FILES:
         for file in source.glob(pattern):
             if file.is_file():
@@ -152,16 +148,16 @@ def _load_base(source: Artifact, tokenizer: Any, recipe: TrainRecipe) -> Base:
     return Base(source, model, tokenizer, passes, template_hash(tokenizer) if tokenizer.chat_template else None)
 
 
-def _adapted(base: Base, recipe: TrainRecipe) -> tuple[Any, dict[str, Any]]:
-    """The model that will learn, and facts about it."""
+def _sizes(base: Base, recipe: TrainRecipe) -> dict[str, Any]:
+    """How much will learn; refuses LoRA targets that match nothing."""
     total = count_parameters(base.model)
     if not recipe.lora:
-        return base.model, {"parameters": total, "trained_parameters": total}
+        return {"parameters": total, "trained_parameters": total}
     coverage = lora_targets(base.model, list(recipe.targets))
     say(describe(coverage))
-    model = _with_lora(base.model, recipe)
-    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return model, {"parameters": total, "trained_parameters": learned, "lora_share": round(coverage.share, 4)}
+    shapes = [base.model.get_submodule(name).weight.shape for name in coverage.modules]
+    learned = sum(recipe.rank * sum(shape) for shape in shapes)
+    return {"parameters": total, "trained_parameters": learned, "lora_share": round(coverage.share, 4)}
 
 
 def _with_lora(model: Any, recipe: TrainRecipe) -> Any:

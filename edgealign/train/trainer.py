@@ -5,7 +5,7 @@ accumulation is a loop in `training_step`, every pass is divided by the weight o
 pairs for preferences), and a resumed run skips whole steps. The order depends on the seed alone.
 
     passes = Passes.of(model, precision, tokens_per_pass=2048)
-    history = fit(model, task, recipe, passes=passes, work=work, threads=2)   # model is trained in place
+    history = fit(model, task, recipe, passes=passes, work=work)   # model is trained in place
 
 `fit` is what `sft.run` and `preference.run` call, and can be called on its own with any `Task`.
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def plan_steps(task: Task, recipe: TrainRecipe, passes: Passes) -> list[Step]:
     return steps
 
 
-def fit(model: nn.Module, task: Task, recipe: TrainRecipe, *, passes: Passes, work: Path, threads: int) -> Fit:
+def fit(model: nn.Module, task: Task, recipe: TrainRecipe, *, passes: Passes, work: Path) -> Fit:
     """Train `model` in place on all steps of `plan_steps`, from the newest whole checkpoint below `work` if any.
 
     The caller has fixed the number of threads (`precision.fixed_threads`).
@@ -71,19 +72,35 @@ def fit(model: nn.Module, task: Task, recipe: TrainRecipe, *, passes: Passes, wo
         CheckFailed: the loss stopped being a number.
     """
     steps = plan_steps(task, recipe, passes)
+    config: Any = getattr(model, "config", None)
+    use_cache = getattr(config, "use_cache", None)  # the trainer turns it off for good
     checkpoint = newest_complete(work)
     with bar(total=len(steps), label="training") as advance:
         log = LogCallback(work, advance)
         saver = CheckpointCallback(work, every_s=recipe.save_every_s, every_steps=recipe.save_every_steps)
-        trainer = AlignTrainer(model, task, steps, passes, _arguments(recipe, work, len(steps)), [log, saver])
+        trainer = AlignTrainer(model, task, steps, passes, recipe, _arguments(recipe, work), [log, saver])
         try:
-            with tree_rows(model):
+            with tree_rows(model), quiet_transformers():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             log.close()
+            if use_cache is not None:
+                config.use_cache = use_cache
     model.eval()
     resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     return Fit(tuple(step_rows(trainer.state.log_history)), len(steps), resumed_at, log)
+
+
+def learning_rate_share(step: int, n_steps: int, recipe: TrainRecipe) -> float:
+    """Share of the peak learning rate at optimizer step `step` (from 0): a linear rise, then the decay."""
+    n_rising = int(recipe.warmup_share * n_steps)
+    if step < n_rising:
+        return (step + 1) / (n_rising + 1)
+    progress = (step - n_rising) / max(1, n_steps - n_rising)
+    floor = recipe.final_lr_share
+    if recipe.schedule == "cosine":
+        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    return floor + (1.0 - floor) * (1.0 - min(progress, 1.0)) if recipe.schedule == "linear" else 1.0
 
 
 class AlignTrainer(Trainer):  # type: ignore[misc]
@@ -95,6 +112,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         task: Task,
         steps: Sequence[Step],
         passes: Passes,
+        recipe: TrainRecipe,
         args: TrainingArguments,
         callbacks: Sequence[Any] = (),
     ) -> None:
@@ -102,11 +120,18 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             model=model, args=args, train_dataset=_Steps(steps), data_collator=_only_item, callbacks=list(callbacks)
         )
         self.remove_callback(PrinterCallback)
-        self.task, self.passes = task, passes
+        self.task, self.passes, self.recipe = task, passes, recipe
         self._sums: Counter[str] = Counter()
         self._weight = 0
         self._tokens = 0
         self._since_s = time.monotonic()
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The recipe's schedule; unlike transformers' own it never spends a step at a learning rate of zero."""
+        self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer, lambda step: learning_rate_share(step, num_training_steps, self.recipe)
+        )
+        return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of every pass of one optimizer step."""
@@ -163,9 +188,7 @@ def _only_item(items: list[Step]) -> dict[str, Step]:
     return {"groups": items[0]}
 
 
-def _arguments(recipe: TrainRecipe, work: Path, n_steps: int) -> TrainingArguments:
-    schedules = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
-    extra = {"min_lr_rate": recipe.final_lr_share} if recipe.schedule == "cosine" else {}
+def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:
     on_cpu = not torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(work),
@@ -174,9 +197,6 @@ def _arguments(recipe: TrainRecipe, work: Path, n_steps: int) -> TrainingArgumen
         gradient_accumulation_steps=1,
         train_sampling_strategy="sequential",
         learning_rate=recipe.peak_learning_rate,
-        lr_scheduler_type=schedules[recipe.schedule],
-        lr_scheduler_kwargs=extra,
-        warmup_steps=math.ceil(recipe.warmup_share * n_steps) if n_steps > 1 else 0,
         weight_decay=recipe.weight_decay,
         adam_beta1=0.9,
         adam_beta2=recipe.adam_beta2,
@@ -196,6 +216,20 @@ def _arguments(recipe: TrainRecipe, work: Path, n_steps: int) -> TrainingArgumen
         seed=recipe.seed,
         bf16=False,  # Passes.precision runs the autocast: the backbone is called without the trainer's wrapper
     )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of transformers' own, which it shows for every file it writes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def warn_few_steps(n_steps: int) -> str | None:

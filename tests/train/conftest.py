@@ -14,6 +14,11 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEALIGN_CACHE", str(tmp_path / "cache"))
+
+
 def make_lfm2(vocab=96, layers=("conv", "full_attention", "conv", "full_attention"), kernel=3, bias=False, seed=0):
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
@@ -83,6 +88,35 @@ def shake(model):
     return model.eval()
 
 
+MAKERS = {"lfm2": make_lfm2, "lfm2_moe": make_moe, "llama": make_llama, "qwen3": make_qwen3, "gemma3": make_gemma3}
+
+
+@pytest.fixture
+def make_model():
+    """`make_model("lfm2", kernel=4)`: a tiny model of an architecture, float32, evaluation mode."""
+    return lambda kind="lfm2", **options: MAKERS[kind](**options)
+
+
 @pytest.fixture
 def lfm2():
     return make_lfm2()
+
+
+@pytest.fixture
+def tokens():
+    """`tokens(5)`: that many token ids, the same in every run."""
+    generator = torch.Generator().manual_seed(1)
+    return lambda n: tuple(torch.randint(3, 96, (n,), generator=generator).tolist())
+
+
+@pytest.fixture
+def plain():
+    """Log-probabilities of a completion by transformers' own forward pass, one sequence at a time."""
+
+    def score(model, context, completion):
+        ids = torch.tensor([[*context, *completion]])
+        logp = model(input_ids=ids).logits[0].float().log_softmax(-1)
+        n = len(context)
+        return logp[n - 1 : -1].gather(1, ids[0, n:, None]).squeeze(1)
+
+    return score

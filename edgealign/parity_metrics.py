@@ -1,0 +1,100 @@
+"""How far two sets of logits are apart, in numbers that also mean something for a model with flat logits.
+
+A model with random weights spreads its probability over the whole vocabulary: any two of its distributions have a small
+KL divergence, and its likeliest token is decided by noise. So three numbers stand together. The correlation of the
+logits is free of scale and finds a broken export of a flat model. The KL divergence weighs what a sampler would do.
+Agreement on the likeliest token counts only where the reference is decided: where its lead over the runner-up is more
+than the noise that the correlation gate admits (``decided``), so that a gate cannot be failed by noise it allows, nor
+passed because noise made the judge look away: the noise is the admitted one, not the observed one.
+
+Shape legend: T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edgealign.runtimes.session import Logits
+
+    Rows: TypeAlias = npt.NDArray[np.float64]
+
+# A lead of this many standard deviations of (noise of the first - noise of the second) is decided: 2.3 % chance errors.
+DECIDED_SIGMAS = 2.0
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Means over T positions; `top1` is over the `decided` ones and None where there are none."""
+
+    positions: int
+    decided: int
+    kl: float
+    correlation: float
+    top1: float | None
+    entropy: float
+    largest: float
+
+
+def measure(pairs: Iterable[tuple[Logits, Logits]], *, admitted_correlation: float) -> Distance:
+    """Distance over windows of (reference, candidate) logits, each (T, V); one window is held at a time."""
+    positions = agreeing = decided_count = 0
+    kl_sum = correlation_sum = entropy_sum = largest = 0.0
+    for reference, candidate in pairs:
+        positions += len(reference)
+        log_p, log_q = log_softmax(reference), log_softmax(candidate)
+        p = np.exp(log_p)
+        kl_sum += float((p * (log_p - log_q)).sum())
+        entropy_sum -= float((p * log_p).sum())
+        correlation_sum += float(correlation(reference, candidate).sum())
+        largest = max(largest, float(np.abs(reference - candidate).max()))
+        clear = decided(reference, admitted_correlation)
+        decided_count += int(clear.sum())
+        agreeing += int((reference.argmax(-1) == candidate.argmax(-1))[clear].sum())
+    assert positions, "nothing to measure"
+    top1 = agreeing / decided_count if decided_count else None
+    return Distance(
+        positions, decided_count, kl_sum / positions, correlation_sum / positions, top1, entropy_sum / positions, largest
+    )
+
+
+def decided(reference: Logits, admitted_correlation: float) -> npt.NDArray[np.bool_]:
+    """Where the lead of the likeliest token (T,) exceeds the noise that this correlation admits.
+
+    Independent noise of standard deviation n on logits of standard deviation s leaves the correlation
+    r = s / sqrt(s^2 + n^2), hence n = s sqrt(1 - r^2) / r; a difference of two logits has the noise sqrt(2) n.
+    """
+    noise = reference.std(axis=-1) * np.sqrt(1 - admitted_correlation**2) / admitted_correlation
+    top = np.partition(reference, -2, axis=-1)[:, -2:]
+    clear: npt.NDArray[np.bool_] = (top[:, 1] - top[:, 0]) > DECIDED_SIGMAS * np.sqrt(2) * noise
+    return clear
+
+
+def correlation(a: Logits, b: Logits) -> Rows:
+    """Pearson correlation over the vocabulary (T,); 0 where one side is constant."""
+    a64 = a.astype(np.float64)
+    b64 = b.astype(np.float64)
+    a64 -= a64.mean(axis=-1, keepdims=True)
+    b64 -= b64.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((a64 * a64).sum(-1) * (b64 * b64).sum(-1))
+    return np.divide((a64 * b64).sum(-1), scale, out=np.zeros_like(scale), where=scale > 0)
+
+
+def strength(a: Logits, b: Logits) -> float:
+    """How much larger the change b (T, V) is than the change a, as a ratio of norms; 0 where b is nothing."""
+    size = float(np.linalg.norm(a))
+    return float(np.linalg.norm(b)) / size if size > 0 else 0.0
+
+
+def log_softmax(logits: Logits) -> Rows:
+    """Log-probabilities (T, V) in 64 bits."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted

@@ -1,0 +1,106 @@
+"""The weights inside a quantised file, one by one, and the oracle with exactly those weights.
+
+Quantisation noise hides a broken layer: in a 4-bit file of a small model, two swapped matrices change the logits less
+than 4 bits do. So the noise is taken out twice. Each stored tensor is dequantised and held against the model's own
+(rounding to 4 bits leaves an error of a tenth, another tensor is off by more than all of it). Then the dequantised
+weights are put into torch, and the runtime must agree with that: what is left is the rounding of activations, and a
+wrong rotary base or a wrong order of convolution parts stands out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgealign.artifact import Check
+from edgealign.models.load import read_config, resolve_model
+from edgealign.runtimes.gguf_names import Row, architecture, expand, permute
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float32]
+
+
+KEPT_TOLERANCE = 1e-6
+
+
+def check_weights(file: Path, model: str | Path, tolerance: float, put: Mapping[str, Any]) -> tuple[list[Check], int]:
+    """Compare every tensor of a GGUF file with the model's, and copy it into the parameters `put` of a torch model.
+
+    Args:
+        tolerance: for the error of a rounded tensor, relative to its size; those kept in 32 bits must be equal.
+        put: parameters by the names that the model's files use.
+
+    Returns:
+        The checks, and how many parameters of `put` the file has no counterpart for.
+    """
+    import torch
+
+    worst = {True: (0.0, "none"), False: (0.0, "none")}
+    counts, left = {True: 0, False: 0}, set(put)
+    for row, kept, stored, own in _pairs(file, resolve_model(model)):
+        gap = float(np.linalg.norm(stored - own)) / max(float(np.linalg.norm(own)), 1e-30)
+        if not gap <= worst[kept][0]:  # also when it is not a number
+            worst[kept] = (gap, row.gguf)
+        counts[kept] += 1
+        if row.hf in put:
+            with torch.no_grad():
+                put[row.hf].copy_(torch.from_numpy(stored))
+            left.discard(row.hf)
+    checks = []
+    for kept, name, allowed in ((True, "weights.kept", KEPT_TOLERANCE), (False, "weights.rounded", tolerance)):
+        value, where = worst[kept]
+        finite = bool(np.isfinite(value))
+        how = "kept in 32 bits" if kept else "rounded"
+        note = f"largest error of {counts[kept]} tensors {how}, relative to their size: {where}"
+        checks.append(Check(name, value if finite else None, allowed, finite and value <= allowed, note))
+    return checks, len(left)
+
+
+def _pairs(file: Path, folder: Path) -> Iterator[tuple[Row, bool, Floats, Floats]]:
+    """Each stored tensor in the model's own layout: is it kept in 32 bits, its values, the model's values."""
+    from gguf import GGMLQuantizationType, GGUFReader, dequantize
+    from safetensors import safe_open
+
+    config = read_config(folder)
+    where: dict[str, Any] = {}
+    for part in sorted(folder.glob("*.safetensors")):
+        opened = safe_open(str(part), framework="pt")
+        where.update(dict.fromkeys(opened.keys(), opened))
+    stored = {tensor.name: tensor for tensor in GGUFReader(str(file)).tensors}
+    table = architecture(str(config["model_type"]))
+    rows = expand(table, int(config["num_hidden_layers"]), int(config.get("num_experts") or 0))
+    places: dict[str, int] = {}
+    for row in rows:
+        if row.hf not in where or row.gguf not in stored:
+            continue
+        tensor = stored[row.gguf]
+        data = tensor.data
+        if row.rule == "expert":
+            data = data[places.get(row.gguf, 0)]
+            places[row.gguf] = places.get(row.gguf, 0) + 1
+        own = where[row.hf].get_tensor(row.hf).float().numpy()
+        values = np.asarray(dequantize(data, tensor.tensor_type), dtype=np.float32)
+        # Tensors in 32 bits come as read-only pages of the file.
+        values = np.require(_undo(row.rule, values, config).reshape(own.shape), np.float32, ["C", "W"])
+        yield row, tensor.tensor_type == GGMLQuantizationType.F32, values, own
+
+
+def _undo(rule: str, values: Floats, config: dict[str, Any]) -> Floats:
+    """The table's rule backwards."""
+    if rule == "plus_one":
+        return values - np.float32(1.0)
+    if rule in ("permute_q", "permute_k"):
+        heads = int(config["num_attention_heads"])
+        if rule == "permute_k":
+            heads = int(config.get("num_key_value_heads") or heads)
+        # The rows' old places, permuted like the rows, say where each one came from.
+        origin = permute(np.arange(len(values)), heads)
+        restored = np.empty_like(values)
+        restored[origin] = values
+        return restored
+    return values

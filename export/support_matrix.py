@@ -1,0 +1,144 @@
+"""Print the support matrix of export/README.md, made from the tables that the programs themselves read.
+
+    python export/support_matrix.py            print the README
+    python export/support_matrix.py --write    rewrite export/README.md
+
+A test compares the file with this text, so the page cannot promise what the code does not do.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from edgealign.export_recipes import QUANTS
+from edgealign.parity_recipes import VerifyRecipe
+from edgealign.runtimes.gguf_names import ARCHITECTURES
+from edgealign.runtimes.lora_weights import FOREIGN
+from edgealign.targets import TARGETS
+
+README = Path(__file__).with_name("README.md")
+BITS = {"f32": 32, "f16": 16, "q8_0": 8, "q4_0": 4, "q4_k_m": 4}
+MEANING = {
+    "f32": "every bit; for proofs", "f16": "half the size", "q8_0": "nearly lossless",
+    "q4_0": "smallest, quickest on a CPU", "q4_k_m": "4 bits with more care",
+}
+# transformers' own GGUF reader, the second opinion on the tensor map, knows these.
+READ_BACK = {"lfm2": "transformers", "llama": "transformers", "qwen3": "transformers", "gemma3_text": "transformers"}
+EXAMPLES = {
+    "lfm2": "LFM2 and LFM2.5, dense", "lfm2_moe": "LFM2-8B-A1B", "llama": "Llama 3.2, SmolLM2", "qwen3": "Qwen3",
+    "gemma3_text": "Gemma 3, text",
+}
+
+HEAD = """\
+# Export programs
+
+Model directory in, bundle directory out. Each program runs alone, in any Python that has its tools, and publishes only
+what its own runtime has loaded and found equal to torch.
+
+```
+edgealign export --target gguf --model MODEL --out BUNDLE --quant q4_0 --adapter ana=ADAPTER
+python export/to_gguf.py --model MODEL --out BUNDLE --recipe export/recipes/gguf-q4_0.toml --adapter ana=ADAPTER
+```
+
+Exit status: 0 published, 1 a check failed and nothing was published, 2 wrong use or unusable input, 3 a tool is
+missing.
+
+This page is printed by `python export/support_matrix.py`; change the tables in the code, then run it with `--write`.
+"""
+
+
+def readme() -> str:
+    """The whole text of export/README.md."""
+    return "\n".join((HEAD, _matrix(), _gates(), _architectures(), _adapters(), _inside()))
+
+
+def _matrix() -> str:
+    lines = [
+        "## Target x quantisation x adapter kind", "",
+        _row("target", "quantisation", "base or merged model", "LoRA, rsLoRA, alpha and rank patterns", "other"),
+        _row(*["---"] * 5),
+    ]
+    for target in TARGETS:
+        for quant in QUANTS:
+            stored = "float32 file" if quant == "f32" else "float16 file"
+            lines.append(
+                _row(target, f"{quant}: {MEANING[quant]}", "yes", f"yes, one {stored} per user", "refused, see below")
+            )
+    return "\n".join([*lines, ""])
+
+
+def _gates() -> str:
+    gate = VerifyRecipe()
+    lines = [
+        "## What must hold before anything is published", "",
+        f"First a 32-bit file against torch: largest logit difference {gate.exact_tolerance:g}, token by token, in",
+        "split prompts, in a second conversation, with each user's adapter on, off and swapped. Then the file that was",
+        "asked for:", "",
+        _row("quantisation", "mean KL, at most (nat)", "same likeliest token", "correlation of an adapter's effect"),
+        _row(*["---"] * 4),
+    ]
+    for quant in QUANTS[1:]:
+        bits = BITS[quant]
+        kl, top1, survival = (getattr(gate, f"{name}_{bits}bit") for name in ("kl", "top1", "survival"))
+        lines.append(_row(quant, f"{kl:g}", f"{top1:g}", f"{survival:g}"))
+    lines += ["", "A recipe changes a tolerance by name: `verify = [\"kl_4bit=0.55\"]`.", ""]
+    return "\n".join(lines)
+
+
+def _architectures() -> str:
+    lines = [
+        "## Architectures (GGUF)", "", _row("model type", "llama.cpp's name", "models", "read back by", "32-bit gate"),
+        _row(*["---"] * 5),
+    ]
+    for kind, table in ARCHITECTURES.items():
+        tolerance = table.exact_tolerance or VerifyRecipe().exact_tolerance
+        lines.append(_row(kind, table.name, EXAMPLES[kind], READ_BACK.get(kind, "gguf only"), f"{tolerance:g}"))
+    rules = "Llama 3 (also LFM2), Qwen2, SmolLM or GPT-2"
+    lines += [
+        "", "llama.cpp takes Gemma's GELU from a table in half precision, hence its wider gate.",
+        f"Tokenizers: byte-level BPE with the splitting rule of {rules}.", "",
+    ]
+    return "\n".join(lines)
+
+
+def _adapters() -> str:
+    lines = ["## Adapters that are refused, and why", "", _row("what its adapter_config.json says", "reason")]
+    lines += [_row("---", "---"), *(_row(f"`{option}`", f"it {reason}") for option, reason in FOREIGN.items())]
+    lines += [
+        _row("`bias`", "it trains biases"),
+        _row("a target in the embedding or the head", "llama.cpp aborts on it, or refuses it, when they are tied"),
+        _row("a target in a norm", "llama.cpp ignores it silently"),
+        _row("another base model", "both digests are named"), "",
+        "The way out of all but the last: merge the adapter into the model (`edgealign merge`) and export that.", "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _inside() -> str:
+    return """\
+## How it works
+
+- `to_gguf.py` is the program: arguments, order of work, the two gates.
+- `gguf_model.py` writes the 32-bit file, one tensor at a time, from the table in `edgealign/runtimes/gguf_names.py`.
+- `gguf_vocab.py` writes the tokenizer, and refuses one that llama.cpp would cut differently.
+- `gguf_quantize.py` calls llama.cpp's own quantiser, with an importance matrix from `--calibration` text if given.
+- A user's LoRA becomes a file of its own, scale folded in, by `edgealign/runtimes/gguf_adapter.py`, without torch.
+"""
+
+
+def main() -> int:
+    """Print or write the page."""
+    if "--write" in sys.argv[1:]:
+        README.write_text(readme(), encoding="utf-8")
+    else:
+        sys.stdout.write(readme())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The export program from end to end: what passes is published, what is broken is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgealign.artifact import Artifact, open_artifact
+from edgealign.errors import ArtifactError, CheckFailed, OutputError, RecipeError, UsageError
+from edgealign.export_recipes import ExportRecipe
+from edgealign.runtimes.gguf_header import check_gguf
+
+TinyLora = Callable[..., Path]
+QUICK = ("prompt_lengths=1,2,9", "steps=2", "windows=2", "window_tokens=24", "threads=1")
+
+
+def export(model: Path, out: Path, adapters: Mapping[str, Path] | None = None, **fields: Any) -> Artifact:
+    from to_gguf import export as run
+
+    calibration = fields.pop("calibration", None)
+    recipe = ExportRecipe(**{"verify": QUICK, "threads": 1, **fields})
+    return run(recipe, model=model, adapters=adapters or {}, out=out, calibration=calibration)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.runtime
+@pytest.mark.slow
+def test_a_quantised_bundle_with_two_users_is_published_with_its_proofs(
+    tiny_model: Path, tiny_lora: TinyLora, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text("\n".join(json.dumps({"text": "The river froze and no boats came at all."}) for _ in range(40)))
+    users = {"ana": tiny_lora(seed=1, strength=0.3), "ben": tiny_lora(seed=2, strength=0.3, rslora=True)}
+    bundle = export(tiny_model, tmp_path / "bundle", users, quant="q4_k_m", calibration=text, calibration_tokens=256)
+    model = open_artifact(tiny_model)
+    meta = bundle.meta
+    assert (meta["target"], meta["quant"], meta["model_file"]) == ("gguf", "q4_k_m", "model.gguf")
+    assert (meta["model_digest"], meta["parameters"]) == (model.digest, model.meta["parameters"])
+    assert meta["calibration"]["tokens"] == 256
+    assert meta["adapters"]["ana"]["file"] == "adapters/ana.gguf"
+    assert meta["adapters"]["ana"]["digest"] == open_artifact(users["ana"]).digest
+    names = {entry.path for entry in bundle.manifest.files}
+    assert {"model.gguf", "adapters/ana.gguf", "adapters/ben.gguf", "tokenizer.json", "tokenizer_config.json",
+            "chat_template.jinja", "generation_config.json"} == names  # fmt: skip
+    assert check_gguf(bundle.path / "adapters/ben.gguf").metadata["edgealign.base_digest"] == model.digest
+    assert check_gguf(bundle.path / "model.gguf").metadata["quantize.imatrix.chunks_count"] == 1
+    checks = {check.name: check for check in bundle.manifest.checks}
+    assert all(check.passed for check in checks.values())
+    assert checks["float32 logits.base"].value <= 1e-4
+    assert any("ana" in name for name in checks)
+    assert "quant.kl" in checks
+    assert bundle.manifest.template_hash == model.manifest.template_hash
+    assert [entry.role for entry in bundle.manifest.inputs] == ["model", "adapter ana", "adapter ben", "calibration"]
+    assert "boats" not in (bundle.path / "manifest.json").read_text(encoding="utf-8")
+    assert not [name for name in leftovers(tmp_path) if name.startswith(".")]
+
+
+def swap_two_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf_model
+
+    original = gguf_model.expand
+
+    def swapped(*arguments: Any) -> list[Any]:
+        names = {"blk.0.ffn_gate.weight": "blk.0.ffn_up.weight", "blk.0.ffn_up.weight": "blk.0.ffn_gate.weight"}
+        return [type(row)(row.hf, names.get(row.gguf, row.gguf), row.rule, row.linear) for row in original(*arguments)]
+
+    monkeypatch.setattr(gguf_model, "expand", swapped)
+
+
+def swap_two_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf_model
+
+    original = gguf_model.expand
+
+    def swapped(*arguments: Any) -> list[Any]:
+        names = {"blk.1.attn_norm.weight": "blk.1.ffn_norm.weight", "blk.1.ffn_norm.weight": "blk.1.attn_norm.weight"}
+        return [type(row)(row.hf, names.get(row.gguf, row.gguf), row.rule, row.linear) for row in original(*arguments)]
+
+    monkeypatch.setattr(gguf_model, "expand", swapped)
+
+
+def turn_the_rotary_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gguf_model.rope_theta", lambda config: 500.0)
+
+
+def ignore_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    import edgealign.runtimes.gguf_adapter as adapter
+    from edgealign.runtimes.lora_weights import LowRank
+
+    monkeypatch.setattr(adapter, "_in_runtime_order", lambda row, pair, config: LowRank(pair.a, np.zeros_like(pair.b)))
+
+
+def scale_the_adapter_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    import edgealign.runtimes.gguf_adapter as adapter
+    from edgealign.runtimes.lora_weights import LowRank
+
+    monkeypatch.setattr(adapter, "_in_runtime_order", lambda row, pair, config: LowRank(pair.a, pair.b * 2))
+
+
+def end_turns_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gguf_vocab.rendered_end_of_turn", lambda tokenizer: 2)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(
+    "break_it",
+    [swap_two_tensors, swap_two_norms, turn_the_rotary_base, ignore_the_adapter, scale_the_adapter_twice,
+     end_turns_elsewhere],
+)  # fmt: skip
+def test_a_deliberately_broken_export_is_not_published(
+    break_it: Callable[[pytest.MonkeyPatch], None],
+    tiny_model: Path, tiny_lora: TinyLora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    break_it(monkeypatch)
+    users = {"ana": tiny_lora(seed=1, strength=0.3)} if "adapter" in break_it.__name__ else {}
+    with pytest.raises(CheckFailed, match=r"does not behave like the torch model .* nothing was published"):
+        export(tiny_model, tmp_path / "bundle", users, quant="q4_0")
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.runtime
+def test_a_32_bit_bundle_is_published_and_equals_torch(tiny_model: Path, tmp_path: Path) -> None:
+    bundle = export(tiny_model, tmp_path / "bundle", quant="f32")
+    values = {check.name: check.value for check in bundle.manifest.checks}
+    assert values["logits.base"] <= 1e-4
+    assert bundle.meta["adapters"] == {}
+    assert check_gguf(bundle.path / "model.gguf").metadata["general.file_type"] == 0
+
+
+def test_an_adapter_of_another_base_is_refused_with_both_digests(
+    tiny_model: Path, tiny_lora: TinyLora, tmp_path: Path
+) -> None:
+    stranger = tiny_lora(seed=9, base_digest="cd" * 32)
+    with pytest.raises(ArtifactError, match=r"was fitted on the model cdcdcdcdcdcd, this one is [0-9a-f]{12}"):
+        export(tiny_model, tmp_path / "bundle", {"ana": stranger})
+    assert leftovers(tmp_path) == []
+
+
+def test_a_model_whose_turns_have_two_ends_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model/manifest.json").unlink()
+    config = json.loads((tmp_path / "model/config.json").read_text(encoding="utf-8"))
+    (tmp_path / "model/config.json").write_text(json.dumps(config | {"eos_token_id": 2}), encoding="utf-8")
+    with pytest.raises(CheckFailed, match="turn end in config: ends with 2, the template with 7; set eos_token_id"):
+        export(tmp_path / "model", tmp_path / "bundle")
+    assert leftovers(tmp_path) == ["model"]
+
+
+def test_a_disk_that_is_too_small_is_known_before_the_work(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match=r"the export needs 0\.0 GB for a while, 0\.0 GB are free"):
+        export(tiny_model, tmp_path / "bundle")
+    assert leftovers(tmp_path) == []
+
+
+def test_gate_fields_come_from_the_recipe_and_unknown_ones_are_refused() -> None:
+    from to_gguf import verify_recipe
+
+    from edgealign.runtimes.gguf_names import ARCHITECTURES
+
+    lfm2, gemma = ARCHITECTURES["lfm2"], ARCHITECTURES["gemma3_text"]
+    gate = verify_recipe(ExportRecipe(verify=("kl_4bit = 0.55", "windows=3")), lfm2)
+    assert (gate.kl_4bit, gate.windows, gate.exact_tolerance) == (0.55, 3, 1e-4)
+    assert verify_recipe(ExportRecipe(), gemma).exact_tolerance == 2e-3
+    assert verify_recipe(ExportRecipe(verify=("exact_tolerance=0.05",)), gemma).exact_tolerance == 0.05
+    with pytest.raises(RecipeError, match=r"unknown key kl_4bits \(did you mean kl_4bit\?\)"):
+        verify_recipe(ExportRecipe(verify=("kl_4bits=1",)), lfm2)
+    with pytest.raises(UsageError, match="is not name=value"):
+        verify_recipe(ExportRecipe(verify=("kl_4bit",)), lfm2)
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "export/recipes").glob("*.toml")), ids=str)
+def test_every_shipped_recipe_is_valid(recipe: Path) -> None:
+    from edgealign.recipe import load
+
+    assert load(ExportRecipe, recipe, {}).quant == recipe.stem.removeprefix("gguf-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--quant", "q3"], 2, "quant = 'q3' is not one of f32"),
+        (["--adapter", "ana"], 2, "ana: is not USER=DIR"),
+        (["--adapter", "../x=."], 2, "../x: is no user name"),
+        (["--calibration", "absent.txt"], 2, "absent.txt: no such file"),
+        (["--adapter", "ana=absent"], 2, "absent: no such directory"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_status_two(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], status: int, message: str
+) -> None:
+    from to_gguf import main
+
+    common = ["--model", str(tiny_model), "--out", str(tmp_path / "out")]
+    assert main([*common, *arguments]) == status
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert main([*common, *arguments, "--json"]) == status
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["status"] == status
+    assert message in ": ".join(answer["error"])

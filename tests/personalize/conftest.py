@@ -1,0 +1,68 @@
+"""A person with a planted taste: short answers. The questions and words are made up, the texts are all different."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edgealign.data.forms import Message, Pair
+from edgealign.personalize.recipes import LoraRecipe
+
+WORDS = ("red", "blue", "green", "tea", "milk", "bread", "rain", "snow", "sun", "wind", "moon", "sea")
+FitRecipe = Callable[..., LoraRecipe]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What tests do with choices."""
+
+    likes_short: Callable[..., list[Pair]]
+    flipped: Callable[[Sequence[Pair]], list[Pair]]
+    write: Callable[[Sequence[Pair], Path], str]
+
+
+def short_and_long(i: int) -> tuple[str, str]:
+    """Two answers to question `i`: one word, and a sentence of several."""
+    one, two, three = (WORDS[(i * step + step) % len(WORDS)] for step in (1, 5, 7))
+    return f"{one}.", f"well, I would say {one} and {two}, then {three} and {two} once more."
+
+
+def likes_short(n: int, user: str = "ana") -> list[Pair]:
+    """`n` choices of somebody who takes the short answer."""
+    rows = []
+    for i in range(n):
+        short, long = short_and_long(i)
+        rows.append(Pair((Message("user", f"what is number {i}?"),), short, long, user))
+    return rows
+
+
+def flipped(rows: Sequence[Pair]) -> list[Pair]:
+    """The same questions, answered the other way."""
+    return [Pair(row.prompt, row.rejected, row.chosen, row.user_id) for row in rows]
+
+
+def write(rows: Sequence[Pair], file: Path) -> str:
+    from edgealign.data.forms import to_json
+
+    file.write_text("".join(json.dumps(to_json(row)) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def planted() -> Planted:
+    return Planted(likes_short, flipped, write)
+
+
+@pytest.fixture
+def quick() -> FitRecipe:
+    """A recipe for a model of two layers: a few seconds of learning in a fraction of one."""
+
+    def make(**values: object) -> LoraRecipe:
+        settings: dict[str, object] = {"learning_rate": 1e-2, "epochs": 4, "anchor_tokens": 6, "threads": 1}
+        return LoraRecipe(**{**settings, **values})  # type: ignore[arg-type]
+
+    return make
