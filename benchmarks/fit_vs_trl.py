@@ -93,7 +93,7 @@ def fit_trl(model_dir: Path, pairs: Sequence[tuple[list[int], list[int], list[in
     from edgealign.models.load import load_model, load_tokenizer
 
     tuned = args.worker == "trl-tuned"
-    network: Any = load_model(model_dir, dtype=args.dtype if tuned else "float32")
+    network: Any = load_model(model_dir)
     names = list(lora_targets(network).modules)
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(

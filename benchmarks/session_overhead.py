@@ -68,7 +68,8 @@ def render(result: dict[str, Any]) -> str:
     """The comparison as a Markdown table."""
     lines = ["| loop | median tok/s | mean | sd | p90 |", "|---|---|---|---|---|"]
     for name, speed in result["speeds"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{speed[key]:,.2f}" for key in ("median", "mean", "sd", "p90")) + " |")
+        cells = [f"{speed[key]:,.2f}" for key in ("median", "mean", "sd", "p90")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     ratio = Spread(**result["ratio"])
     verdict = "reached" if result["reached"] else "MISSED"
     lines += [
@@ -117,8 +118,9 @@ def main() -> int:
     given = parser.parse_args()
     try:
         result = measure(
-            given.model, threads=given.threads, prompt_tokens=given.prompt_tokens, tokens=given.tokens, rounds=given.rounds
-        )
+            given.model, threads=given.threads, prompt_tokens=given.prompt_tokens, tokens=given.tokens,
+            rounds=given.rounds,
+        )  # fmt: skip
     except EdgealignError as error:
         print(error.line(), file=sys.stderr)
         return error.exit_code

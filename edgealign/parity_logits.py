@@ -80,39 +80,179 @@ def check_feeding(
     tokens, steps = prompts[-1], subject.recipe.steps
     fresh["base"] = session.prefill(tokens)
     subject.switch_oracle(None)
-    rows = subject.oracle.score(tokens) if subject.bits == 32 else session.score(tokens)
-    tolerance, note = _feeding_tolerance(subject, rows)
+    exact = subject.bits == 32
+    rows = subject.oracle.score(tokens) if exact else session.score(tokens)
+    tolerance = subject.recipe.exact_tolerance * _scale(rows) if exact else _state_tolerance(subject, rows)
+    against = "against torch" if exact else "against one pass of the bundle itself"
 
     session.reset()
-    short = tokens[: min(24, len(tokens))]
-    singles = np.stack([session.step(token) for token in short])
-    checks = [largest("feed.one_by_one", singles - rows[: len(short)], tolerance, f"{len(short)} single tokens; {note}")]
+    short = tokens[:24]
+    singles = np.stack([session.step(token) for token in short]) - rows[: len(short)]
+    checks = [largest("feed.one_by_one", singles, tolerance, f"{len(short)} single tokens; {against}")]
 
-    worst = [np.zeros(1, dtype=np.float32)]
-    cuts = [cut for cut in _cuts(len(tokens)) if len(cut) > 1]
+    gaps = [np.zeros(1, dtype=np.float32)]
+    cuts = _cuts(len(tokens))
     for cut in cuts:
         session.reset()
         start = 0
         for length in cut:
-            worst.append(session.prefill(tokens[start : start + length]) - rows[start + length - 1])
+            gaps.append(session.prefill(tokens[start : start + length]) - rows[start + length - 1])
             start += length
-    checks.append(largest("feed.split", np.concatenate(worst), tolerance, f"{len(cuts)} ways to split a prompt; {note}"))
+    checks.append(largest("feed.split", np.concatenate(gaps), tolerance, f"{len(cuts)} splits of a prompt; {against}"))
 
     session.reset()
     session.prefill(prompts[0])
     session.reset()
-    again = session.prefill(tokens)
-    same = np.array_equal(again, fresh["base"])
-    checks.append(
-        Check("state.second_conversation", float(np.abs(again - fresh["base"]).max()), 0.0, bool(same),
-              f"the same {len(tokens)} tokens after a reset, bit for bit")
-    )  # fmt: skip
-    if subject.bits != 32:
+    note = f"the same {len(tokens)} tokens again after another conversation"
+    checks.append(_identical("state.second_conversation", session.prefill(tokens), fresh["base"], note))
+    if not exact:
         session.reset()
         ends = [session.prefill(tokens[:-steps]), *(session.step(token) for token in tokens[-steps:])]
         gap = np.stack(ends) - rows[-steps - 1 :]
-        checks.append(largest("feed.steps", gap, tolerance, f"{steps} tokens after a prompt; {note}"))
+        checks.append(largest("feed.steps", gap, tolerance, f"{steps} tokens after a prompt; {against}"))
     return checks
+
+
+def check_user(
+    subject: Subject,
+    session: ProcessSession,
+    user: str | None,
+    prompts: list[list[int]],
+    rows: dict[str | None, Logits],
+) -> list[Check]:
+    """32 bit: all prompts and steps against torch. Any file: an adapter must do something. Fills `rows`."""
+    name, steps, exact = user or "base", subject.recipe.steps, subject.bits == 32
+    subject.switch(session, user)
+    subject.switch_oracle(user)
+    gaps: list[Logits] = []
+    scale = 1.0
+    for prompt in prompts if exact else prompts[-1:]:
+        session.reset()
+        got = np.stack([session.prefill(prompt[:-steps]), *(session.step(token) for token in prompt[-steps:])])
+        if exact:
+            expected = subject.oracle.score(prompt)[-steps - 1 :]
+            gaps.append(got - expected)
+            scale = _scale(expected)
+    rows[user] = got
+    checks = []
+    if exact:
+        lengths = ", ".join(str(len(prompt) - steps) for prompt in prompts)
+        note = f"against torch, prompts of {lengths} tokens and {steps} steps"
+        checks.append(largest(f"logits.{name}", np.concatenate(gaps), subject.recipe.exact_tolerance * scale, note))
+    if user is not None:
+        moved = float(np.abs(got - rows[None]).max())
+        least = subject.recipe.adapter_factor * subject.recipe.exact_tolerance * scale
+        checks.append(_at_least(f"effect.{name}", moved, least, "the largest change of a logit by the adapter"))
+    return checks
+
+
+def check_swaps(
+    subject: Subject, session: ProcessSession, prompt: list[int], fresh: dict[str, Logits]
+) -> list[Check]:
+    """A -> B -> A equals an A that nobody preceded, and the base is the base again, bit for bit."""
+    if not subject.adapters:
+        return []
+    first, second = [*subject.adapters, None][:2]
+    for user in (first, second, first):
+        subject.switch(session, user)
+        got = session.prefill(prompt)
+    note = f"{first} -> {second or 'base'} -> {first} against a fresh process"
+    checks = [_identical("state.swap", got, fresh["user"], note)]
+    subject.switch(session, None)
+    note = "the base after all adapters against the base before them"
+    return [*checks, _identical("state.base_after_users", session.prefill(prompt), fresh["base"], note)]
+
+
+def check_default_mode(subject: Subject, session: ProcessSession, prompt: list[int]) -> list[Check]:
+    """A 32-bit file as it ships: the runtime's own cache has 16 bits."""
+    steps = subject.recipe.steps
+    subject.switch_oracle(None)
+    expected = subject.oracle.score(prompt)
+    got = np.stack([session.prefill(prompt[:-steps]), *(session.step(token) for token in prompt[-steps:])])
+    tolerance = subject.recipe.default_tolerance * _scale(expected)
+    note = "the runtime's own settings (16-bit cache) against torch"
+    return [largest("logits.default_mode", got - expected[-len(got) :], tolerance, note)]
+
+
+def check_merged(subject: Subject, user: str, prompt: list[int], shipped: Logits) -> list[Check]:
+    """The adapter beside the weights in the bundle, and added into them in torch: for good, nothing can follow."""
+    subject.switch_oracle(user)
+    subject.oracle.merge_user()
+    expected = subject.oracle.score(prompt)[-len(shipped) :]
+    tolerance = subject.recipe.exact_tolerance * _scale(expected)
+    return [largest(f"merged.{user}", shipped - expected, tolerance, "against torch with the adapter merged")]
+
+
+def check_distribution(subject: Subject, session: ProcessSession, model: str | Path) -> list[Check]:
+    """A quantised bundle as it ships, teacher-forced over text; one window of logits (T, V) is held at a time."""
+    kl, top1, least = (_gate(subject, name) for name in ("kl", "top1", "corr"))
+    windows = text_windows(model, count=subject.recipe.windows, length=subject.recipe.window_tokens)
+    subject.switch_oracle(None)
+    pairs = ((subject.oracle.score(window), session.score(window)) for window in windows)
+    found = measure(pairs, admitted_correlation=least)
+    over = f"mean over {found.positions} tokens of text"
+    flat = f"torch's entropy {found.entropy:.2f} of {np.log(subject.oracle.vocab):.2f} nat"
+    sure = f"{found.decided} positions where torch's lead exceeds the admitted noise"
+    checks = [
+        _at_least("quant.correlation", found.correlation, least, f"of the logits, {over}"),
+        _at_most("quant.kl", found.kl, kl, f"nat, {over}; {flat}"),
+    ]
+    if found.top1 is None:
+        checks.append(Check("quant.top1", None, top1, True, f"not judged: {sure}"))
+    else:
+        checks.append(_at_least("quant.top1", found.top1, top1, f"same likeliest token at {sure}"))
+    window = windows[0]
+    base, base_shipped = subject.oracle.score(window), session.score(window)
+    for user in subject.adapters:
+        subject.switch_oracle(user)
+        subject.switch(session, user)
+        checks += _check_survival(
+            subject, user, subject.oracle.score(window) - base, session.score(window) - base_shipped
+        )
+    return checks
+
+
+def check_same_weights(
+    subject: Subject, session: ProcessSession, model: str | Path, prompt: list[int]
+) -> list[Check]:
+    """The file's tensors against the model's, then the runtime against torch with those tensors, for good."""
+    checks, left = check_weights(
+        subject.bundle.model_file, model, _gate(subject, "rounding"), subject.oracle.weights()
+    )
+    least = subject.recipe.same_weights
+    for user in (None, *subject.adapters):
+        name = "same_weights." + (user or "base")
+        if left:
+            note = f"not judged: torch keeps {left} of these weights in another layout"
+            checks.append(Check(name, None, least, True, note))
+            continue
+        subject.switch_oracle(user)
+        subject.switch(session, user)
+        alike = float(correlation(subject.oracle.score(prompt), session.score(prompt)).mean())
+        checks.append(_at_least(name, alike, least, "correlation of the logits, torch with the same rounded weights"))
+    return checks
+
+
+def largest(name: str, gap: Logits, tolerance: float, note: str) -> Check:
+    """The check that the largest absolute difference is within the tolerance."""
+    return _at_most(name, float(np.abs(gap).max()), tolerance, note)
+
+
+def _check_survival(subject: Subject, user: str, change: Logits, shipped: Logits) -> list[Check]:
+    """What an adapter changes (T, V): in the same direction as in torch, and about as much."""
+    ratio, most = strength(change, shipped), subject.recipe.strength_ratio
+    note = f"size of the adapter's change against torch, {1 / most:.2f} to {most:.2f}"
+    within = 1 / most <= ratio <= most
+    alive = float(correlation(change, shipped).mean())
+    kept = "correlation of the adapter's change with torch"
+    return [
+        _at_least(f"survival.{user}", alive, _gate(subject, "survival"), kept),
+        Check(f"strength.{user}", ratio if np.isfinite(ratio) else None, most, within, note),
+    ]
+
+
+def _gate(subject: Subject, name: str) -> float:
+    return float(getattr(subject.recipe, f"{name}_{subject.bits}bit"))
 
 
 def _cuts(length: int) -> list[list[int]]:
@@ -122,143 +262,29 @@ def _cuts(length: int) -> list[list[int]]:
     return [[*head, length - sum(head)] for head in wanted if 0 < sum(head) < length]
 
 
-def _feeding_tolerance(subject: Subject, rows: Logits) -> tuple[float, str]:
-    if subject.bits == 32:
-        return subject.recipe.exact_tolerance * _scale(rows), "against torch"
-    return subject.recipe.state_tolerance * float(rows.std()), "against one pass of the bundle itself"
-
-
 def _scale(rows: Logits) -> float:
     """32-bit rounding grows with the numbers: tolerances are for logits with a standard deviation of up to 1."""
     return max(1.0, float(rows.std()))
 
 
-def check_user(
-    subject: Subject, session: ProcessSession, user: str | None, prompts: list[list[int]], rows: dict[str | None, Logits]
-) -> list[Check]:
-    """32 bit: all prompts and steps against torch. Any: an adapter must do something, in torch and in the bundle."""
-    name, steps = user or "base", subject.recipe.steps
-    subject.switch(session, user)
-    subject.switch_oracle(user)
-    gaps: list[Logits] = []
-    scale = 1.0
-    for prompt in prompts if subject.bits == 32 else prompts[-1:]:
-        session.reset()
-        got = np.stack([session.prefill(prompt[:-steps]), *(session.step(token) for token in prompt[-steps:])])
-        if subject.bits == 32:
-            expected = subject.oracle.score(prompt)[-steps - 1 :]
-            gaps.append(got - expected)
-            scale = _scale(expected)
-    rows[user] = got
-    checks = []
-    if subject.bits == 32:
-        lengths = ", ".join(str(len(prompt) - steps) for prompt in prompts)
-        note = f"against torch, prompts of {lengths} tokens and {steps} steps"
-        tolerance = subject.recipe.exact_tolerance * scale
-        checks.append(largest(f"logits.{name}", np.concatenate(gaps), tolerance, note))
-    if user is not None:
-        moved = float(np.abs(got - rows[None]).max())
-        least = subject.recipe.adapter_factor * subject.recipe.exact_tolerance * scale
-        checks.append(Check(f"effect.{name}", moved, least, moved >= least, "the adapter moves the logits by at least this"))
-    return checks
+def _state_tolerance(subject: Subject, rows: Logits) -> float:
+    return subject.recipe.state_tolerance * float(rows.std())
 
 
-def check_swaps(subject: Subject, session: ProcessSession, prompt: list[int], fresh: dict[str, Logits]) -> list[Check]:
-    """A -> B -> A equals an A that nobody preceded, and the base is the base again, bit for bit."""
-    checks = []
-    users = list(subject.adapters)
-    if users:
-        other = users[1] if len(users) > 1 else None
-        for user in (users[0], other, users[0]):
-            subject.switch(session, user)
-            got = session.prefill(prompt)
-        gap = float(np.abs(got - fresh["user"]).max())
-        note = f"{users[0]} -> {other or 'base'} -> {users[0]} against a fresh process, bit for bit"
-        checks.append(Check("state.swap", gap, 0.0, bool(np.array_equal(got, fresh["user"])), note))
-        subject.switch(session, None)
-        got = session.prefill(prompt)
-        gap = float(np.abs(got - fresh["base"]).max())
-        note = "the base after all adapters against the base before them, bit for bit"
-        checks.append(Check("state.base_after_users", gap, 0.0, bool(np.array_equal(got, fresh["base"])), note))
-    return checks
+def _identical(name: str, got: Logits, wanted: Logits, note: str) -> Check:
+    same = bool(np.array_equal(got, wanted))
+    gap = float(np.abs(got - wanted).max())
+    return Check(name, gap if np.isfinite(gap) else None, 0.0, same, f"{note}, bit for bit")
 
 
-def check_default_mode(subject: Subject, session: ProcessSession, prompt: list[int]) -> list[Check]:
-    subject.switch_oracle(None)
-    expected = subject.oracle.score(prompt)
-    got = np.stack([session.prefill(prompt[: -subject.recipe.steps]), *map(session.step, prompt[-subject.recipe.steps :])])
-    tolerance = subject.recipe.default_tolerance * _scale(expected)
-    return [largest("logits.default_mode", got - expected[-len(got) :], tolerance, "the runtime's own F16 cache, against torch")]
+def _at_most(name: str, value: float, tolerance: float, note: str) -> Check:
+    # What is not a number must fail, and a manifest holds finite numbers only.
+    if not np.isfinite(value):
+        return Check(name, None, tolerance, False, f"the logits are not all numbers; {note}")
+    return Check(name, value, tolerance, value <= tolerance, f"{note}; at most")
 
 
-def check_merged(subject: Subject, user: str, prompt: list[int], shipped: Logits) -> list[Check]:
-    """The adapter beside the weights in the bundle, and added into them in torch. Nothing can follow: it is for good."""
-    subject.switch_oracle(user)
-    subject.oracle.merge_user()
-    expected = subject.oracle.score(prompt)[-len(shipped) :]
-    tolerance = subject.recipe.exact_tolerance * _scale(expected)
-    return [largest(f"merged.{user}", shipped - expected, tolerance, "torch with the adapter merged into its weights")]
-
-
-def check_distribution(subject: Subject, session: ProcessSession, model: str | Path) -> list[Check]:
-    """A quantised bundle as it ships, teacher-forced over text; one window of logits (T, V) is held at a time."""
-    recipe, bits = subject.recipe, subject.bits
-    kl, top1, corr, survival = (
-        float(getattr(recipe, f"{name}_{bits}bit")) for name in ("kl", "top1", "corr", "survival")
-    )
-    windows = text_windows(model, count=recipe.windows, length=recipe.window_tokens)
-    subject.switch_oracle(None)
-    pairs = ((subject.oracle.score(window), session.score(window)) for window in windows)
-    found = measure(pairs, admitted_correlation=corr)
-    over = f"over {found.positions} tokens of text"
-    flat = f"entropy {found.entropy:.2f} of {np.log(subject.oracle.vocab):.2f} nat"
-    sure = f"{found.decided} positions where torch's lead exceeds the admitted noise"
-    checks = [
-        Check("quant.correlation", found.correlation, corr, found.correlation >= corr, f"of the logits, mean {over}; at least"),
-        Check("quant.kl", found.kl, kl, found.kl <= kl, f"nat, mean {over}; torch's {flat}; at most"),
-        Check("quant.top1", found.top1, top1, found.top1 is None or found.top1 >= top1,
-              f"same likeliest token at {sure}; at least" if found.top1 is not None else f"not judged: no {sure}"),
-    ]  # fmt: skip
-    window = windows[0]
-    base, base_shipped = subject.oracle.score(window), session.score(window)
-    for user in subject.adapters:
-        subject.switch_oracle(user)
-        subject.switch(session, user)
-        change, change_shipped = subject.oracle.score(window) - base, session.score(window) - base_shipped
-        alive = float(correlation(change, change_shipped).mean())
-        ratio = strength(change, change_shipped)
-        least = 1 / recipe.strength_ratio
-        checks += [
-            Check(f"survival.{user}", alive, survival, alive >= survival,
-                  "correlation of what the adapter changes, in torch and in the bundle; at least"),
-            Check(f"strength.{user}", ratio, recipe.strength_ratio, least <= ratio <= recipe.strength_ratio,
-                  f"size of that change against torch, between {least:.2f} and {recipe.strength_ratio:.2f}"),
-        ]  # fmt: skip
-    return checks
-
-
-def check_same_weights(subject: Subject, session: ProcessSession, model: str | Path, prompt: list[int]) -> list[Check]:
-    """The file's tensors against the model's, then the runtime against torch with those tensors, for good."""
-    recipe, tolerance = subject.recipe, float(getattr(subject.recipe, f"rounding_{subject.bits}bit"))
-    put = subject.oracle.weights()
-    checks, left = check_weights(subject.bundle.model_file, model, tolerance, put)
-    for user in (None, *subject.adapters):
-        name = "same_weights." + (user or "base")
-        if left:
-            note = f"not judged: torch keeps {left} of these weights in another layout"
-            checks.append(Check(name, None, recipe.same_weights, True, note))
-            continue
-        subject.switch_oracle(user)
-        subject.switch(session, user)
-        alike = float(correlation(subject.oracle.score(prompt), session.score(prompt)).mean())
-        note = "correlation of the logits with torch on the same rounded weights; at least"
-        checks.append(Check(name, alike, recipe.same_weights, alike >= recipe.same_weights, note))
-    return checks
-
-
-def largest(name: str, gap: Logits, tolerance: float, note: str) -> Check:
-    # A NaN is the largest difference there is: it must fail, and a manifest holds finite numbers only.
-    value = float(np.abs(gap).max())
-    finite = bool(np.isfinite(value))
-    note = note if finite else f"the logits are not all numbers; {note}"
-    return Check(name, value if finite else None, tolerance, finite and value <= tolerance, note)
+def _at_least(name: str, value: float, tolerance: float, note: str) -> Check:
+    if not np.isfinite(value):
+        return Check(name, None, tolerance, False, f"the logits are not all numbers; {note}")
+    return Check(name, value, tolerance, value >= tolerance, f"{note}; at least")

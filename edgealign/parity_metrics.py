@@ -59,9 +59,8 @@ def measure(pairs: Iterable[tuple[Logits, Logits]], *, admitted_correlation: flo
         agreeing += int((reference.argmax(-1) == candidate.argmax(-1))[clear].sum())
     assert positions, "nothing to measure"
     top1 = agreeing / decided_count if decided_count else None
-    return Distance(
-        positions, decided_count, kl_sum / positions, correlation_sum / positions, top1, entropy_sum / positions, largest
-    )
+    kl, alike, entropy = (total / positions for total in (kl_sum, correlation_sum, entropy_sum))
+    return Distance(positions, decided_count, kl, alike, top1, entropy, largest)
 
 
 def decided(reference: Logits, admitted_correlation: float) -> npt.NDArray[np.bool_]:
@@ -83,7 +82,8 @@ def correlation(a: Logits, b: Logits) -> Rows:
     a64 -= a64.mean(axis=-1, keepdims=True)
     b64 -= b64.mean(axis=-1, keepdims=True)
     scale = np.sqrt((a64 * a64).sum(-1) * (b64 * b64).sum(-1))
-    return np.divide((a64 * b64).sum(-1), scale, out=np.zeros_like(scale), where=scale > 0)
+    found: Rows = np.divide((a64 * b64).sum(-1), scale, out=np.zeros_like(scale), where=scale > 0)
+    return found
 
 
 def strength(a: Logits, b: Logits) -> float:

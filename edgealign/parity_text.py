@@ -38,7 +38,7 @@ STRINGS: Sequence[str] = (
     "",
 )
 
-# Own text for the distribution gates: prose, steps, a dialogue, code and numbers, some 600 tokens of a large vocabulary.
+# Own text for the distribution gates: prose, steps, a dialogue, code, numbers; some 600 tokens of a large vocabulary.
 PROBE_TEXT = """\
 Ana kept bees behind the old school. In spring she opened each hive, counted the frames that held brood, and wrote
 the numbers in a small blue book. When a colony was weak she gave it a frame from a strong one; when two were weak
@@ -101,7 +101,7 @@ def text_windows(model: str | Path, *, count: int, length: int) -> list[list[int
     paragraphs = PROBE_TEXT.strip().split("\n\n")
     if tokenizer.chat_template:
         turns = [
-            {"role": "user" if place % 2 == 0 else "assistant", "content": text} for place, text in enumerate(paragraphs)
+            {"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(paragraphs)
         ]
         text = tokenizer.apply_chat_template(turns, tokenize=False)
     else:
@@ -117,9 +117,11 @@ def _check_template(ours: Any, theirs: Any, embedded: str | None) -> list[Check]
         return [Check("template.rendered", float(bad), 0.0, not bad, "the model has no chat template")]
     different = sum(_render(ours, turns, open_end) != _render(theirs, turns, open_end) for turns, open_end in _cases())
     same = embedded is not None and embedded == ours.chat_template
+    rendered = "conversations that the bundle renders otherwise"
+    inside = "the template inside the model file is the model's own"
     return [
-        Check("template.rendered", float(different), 0.0, different == 0, "conversations that the bundle renders otherwise"),
-        Check("template.embedded", float(not same), 0.0, same, "the template inside the model file is the model's own"),
+        Check("template.rendered", float(different), 0.0, different == 0, rendered),
+        Check("template.embedded", float(not same), 0.0, same, inside),
     ]
 
 

@@ -70,7 +70,8 @@ def _pairs(file: Path, folder: Path) -> Iterator[tuple[Row, bool, Floats, Floats
     where: dict[str, Any] = {}
     for part in sorted(folder.glob("*.safetensors")):
         opened = safe_open(str(part), framework="pt")
-        where.update(dict.fromkeys(opened.keys(), opened))
+        names: list[str] = opened.keys()  # type: ignore[no-untyped-call]
+        where.update(dict.fromkeys(names, opened))
     stored = {tensor.name: tensor for tensor in GGUFReader(str(file)).tensors}
     table = architecture(str(config["model_type"]))
     rows = expand(table, int(config["num_hidden_layers"]), int(config.get("num_experts") or 0))

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgealign.artifact import sha256_file
-from edgealign.errors import EdgealignError, InputError, ToolMissing
+from edgealign.errors import EdgealignError, InputError
 from edgealign.models.tokenizer import read_texts
 from edgealign.progress import track
 from edgealign.runtimes.gguf_header import GgufInfo, check_gguf
 from edgealign.runtimes.gguf_names import adapter_row, architecture
+from edgealign.runtimes.llamacpp import load_library
 
 if TYPE_CHECKING:
     import torch
@@ -52,12 +53,7 @@ def quantize(source: Path, target: Path, quant: str, *, importance: Importance |
         ToolMissing: llama-cpp-python is not installed.
         EdgealignError: llama.cpp refused, with its last message.
     """
-    try:
-        from llama_cpp import llama_cpp as lib
-    except ImportError as error:
-        raise ToolMissing(
-            "llama-cpp-python", "is needed to quantise", "pip install 'edgealign[gguf]'"
-        ) from error
+    lib = load_library()
     params = lib.llama_model_quantize_default_params()
     params.ftype = FTYPES[quant]
     params.nthread = threads
@@ -208,16 +204,10 @@ def _log_lines(lib: Any) -> Iterator[list[str]]:
     def collect(_: int, text: bytes, __: Any) -> None:
         lines.append(text.decode("utf-8", errors="replace").strip())
 
-    @lib.llama_log_callback  # type: ignore[untyped-decorator]
-    def silent(_: int, __: bytes, ___: Any) -> None:
-        return
-
+    before, data = lib.llama_log_callback(), ctypes.c_void_p()
+    lib.llama_log_get(ctypes.byref(before), ctypes.byref(data))
     lib.llama_log_set(collect, None)
     try:
         yield lines
     finally:
-        lib.llama_log_set(silent, None)
-        _KEPT.append(silent)
-
-
-_KEPT: list[Any] = []  # a callback that C still holds must not be collected
+        lib.llama_log_set(before, data)

@@ -20,6 +20,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def _check_user(job: _Job, name: str) -> Input:
 def _template_hash(base: Artifact) -> str | None:
     if base.manifest.template_hash is not None:
         return base.manifest.template_hash
-    from edgealign.data.encode import template_hash
+    from edgealign.data.template import template_hash
 
     tokenizer = load_tokenizer(base.path)
     return template_hash(tokenizer) if tokenizer.chat_template else None
@@ -240,10 +241,8 @@ def _template_hash(base: Artifact) -> str | None:
 
 def _require_tools() -> None:
     for module, package in (("gguf", "gguf"), ("llama_cpp", "llama-cpp-python")):
-        try:
-            __import__(module)
-        except ImportError as error:
-            raise ToolMissing(package, "is not installed in this Python", "pip install 'edgealign[gguf]'") from error
+        if find_spec(module) is None:
+            raise ToolMissing(package, "is not installed in this Python", "pip install 'edgealign[gguf]'")
 
 
 def _require_space(job: _Job, folder: Path) -> None:

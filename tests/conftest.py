@@ -81,7 +81,7 @@ def tiny_lora(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Tin
 def tiny_bundle(
     tiny_model: Path, tiny_lora: TinyLora, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """Factory of unverified GGUF bundles of `tiny_model` by quantisation, with the users ana and ben; made once each."""
+    """Factory of unverified GGUF bundles of `tiny_model` by quantisation, with users ana and ben; made once."""
     import shutil
     import sys
 

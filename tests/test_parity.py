@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgealign import parity
+from edgealign import parity, parity_logits
 from edgealign.artifact import Check, open_artifact
 from edgealign.errors import InputError, UsageError
 from edgealign.parity_metrics import correlation, decided, log_softmax, measure, strength
@@ -76,7 +76,7 @@ def test_correlation_of_a_constant_is_zero_and_strength_is_a_ratio_of_norms() ->
 
 
 def test_numbers_that_are_none_fail() -> None:
-    check = parity._largest("x", np.array([0.0, np.nan], dtype=np.float32), 1.0, "note")
+    check = parity_logits.largest("x", np.array([0.0, np.nan], dtype=np.float32), 1.0, "note")
     assert not check.passed
     assert check.value is None
     assert "not all numbers" in check.note
@@ -103,8 +103,8 @@ def test_a_32_bit_export_gives_torchs_numbers_in_every_way(
     by_name = {check.name: check for check in checks}
     assert set(by_name) == {
         "template.rendered", "template.embedded", "tokens.ids", "tokens.end", "feed.one_by_one", "feed.split",
-        "state.second_conversation", "logits.base", "logits.ana", "logits.ben", "effect.ana", "effect.ben", "state.swap",
-        "state.base_after_users", "logits.default_mode", "merged.ana",
+        "state.second_conversation", "logits.base", "logits.ana", "logits.ben", "effect.ana", "effect.ben",
+        "state.swap", "state.base_after_users", "logits.default_mode", "merged.ana",
     }  # fmt: skip
     for name in ("logits.base", "logits.ana", "feed.split", "merged.ana"):
         assert by_name[name].value < 1e-5
@@ -196,7 +196,10 @@ def chunks(*order: int) -> Edit:
     """The three parts of a short convolution's in_proj (B, C, x) in another order."""
 
     def edit(name: str, data: Any) -> Any:
-        return np.concatenate([np.split(data, 3)[part] for part in order]) if name == "blk.0.shortconv.in_proj.weight" else data
+        if name != "blk.0.shortconv.in_proj.weight":
+            return data
+        parts = np.split(data, 3)
+        return np.concatenate([parts[place] for place in order])
 
     return edit
 
@@ -316,7 +319,6 @@ def test_state_that_survives_a_swap_fails(
     tiny_bundle: Bundles, tiny_model: Path, users: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The child's session is replaced by one whose set_user keeps the tokens of the user before."""
-    from edgealign.parity import _Subject
     from edgealign.runtimes.llamacpp import LlamaSession
 
     class Leaking(LlamaSession):
@@ -327,7 +329,7 @@ def test_state_that_survives_a_swap_fails(
             self._lib, self._filled = clear, filled
 
     monkeypatch.setattr(
-        _Subject, "open",
+        parity_logits.Subject, "open",
         lambda self, *, exact: Leaking(self.bundle.model_file, exact=exact, threads=1, context=1024, extra_bufts=True),
     )
     checks = parity.verify(tiny_bundle("f32"), model=tiny_model, adapters=users, recipe=RECIPE)

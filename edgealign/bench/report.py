@@ -33,9 +33,8 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
         rows = [pair[which] for pair in pairs]
         values, deviations = [row["median_ts"] for row in rows], [row["stddev_ts"] for row in rows]
         below = [min(value, deviation) for value, deviation in zip(values, deviations, strict=True)]
-        axis.barh(
-            places, values, xerr=[below, deviations], color=[colours[row["bundle"]] for row in rows], ecolor="0.2", capsize=3
-        )
+        shades = [colours[row["bundle"]] for row in rows]
+        axis.barh(places, values, xerr=[below, deviations], color=shades, ecolor="0.2", capsize=3)
         ends = [value + deviation for value, deviation in zip(values, deviations, strict=True)]
         for place, value, end in zip(places, values, ends, strict=True):
             axis.text(end, place, f"  {_number(value)}", ha="left", va="center")
@@ -62,22 +61,26 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
 
 def _summary(result: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| bundle | quant | user | threads | prompt + new tokens | prefill tok/s | first token ms | decode tok/s | peak MiB |",
+        "| bundle | quant | user | threads | prompt + new | prefill tok/s | first token ms | decode tok/s | peak MiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for prompt, decode in _pairs(result):
         first = prompt["ttft_s"]
         cells = [
             prompt["bundle"], prompt["quant"], prompt["user"] or "none", str(prompt["n_threads"]),
-            f"{prompt['n_prompt']} + {decode['n_gen']}", _with_sd(prompt), f"{first['median'] * 1e3:.1f}" if first else ABSENT,
-            _with_sd(decode), _number(prompt["peak_bytes"] / MIB) if prompt["peak_bytes"] else ABSENT,
+            f"{prompt['n_prompt']} + {decode['n_gen']}", _with_sd(prompt),
+            f"{first['median'] * 1e3:.1f}" if first else ABSENT, _with_sd(decode),
+            _number(prompt["peak_bytes"] / MIB) if prompt["peak_bytes"] else ABSENT,
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
         if prompt["error"]:
             lines.append(f"| {prompt['bundle']} | {ABSENT}: {prompt['error']} | | | | | | | |")
     repetitions = result["recipe"]["repetitions"]
-    lines += ["", f"Medians of {repetitions} repetitions in a fresh process each, after one warm-up, ± standard deviation. "
-              "Decode follows the prompt. First token: from token ids to the choice of the next one, no tokenising."]  # fmt: skip
+    lines += [
+        "",
+        f"Medians of {repetitions} repetitions after one warm-up, ± standard deviation; a fresh process for each row. "
+        "Decode follows the prompt. First token: from token ids to the choice of the next one, no tokenising.",
+    ]
     return [*lines, *(f"\n**{caveat}**" for caveat in result["caveats"])]
 
 
@@ -87,7 +90,8 @@ def _measures(result: Mapping[str, Any]) -> list[str]:
         if not prompt["samples_ns"]:
             continue
         head = f"| {prompt['bundle']} | {prompt['user'] or 'none'} | {prompt['n_threads']} |"
-        for row, what in ((prompt, f"prefill {prompt['n_prompt']}"), (decode, f"decode {decode['n_gen']} after {decode['n_depth']}")):
+        after = f"decode {decode['n_gen']} after {decode['n_depth']}"
+        for row, what in ((prompt, f"prefill {prompt['n_prompt']}"), (decode, after)):
             values = (row[name] for name in ("median_ts", "avg_ts", "stddev_ts", "p90_ts"))
             lines.append(f"{head} {what}, tok/s | " + " | ".join(map(_number, values)) + " |")
         lines.append(f"{head} first token after {prompt['n_prompt']}, ms | {_milliseconds(prompt['ttft_s'])} |")
@@ -105,7 +109,8 @@ def _bundles(result: Mapping[str, Any]) -> list[str]:
         if bundle["adapter_bytes"]:
             measures += [
                 ("adapter from its file, ms", "adapter_load_s"), ("swap to an adapter in memory, ms", "swap_s"),
-                ("8-token prompt after a swap, ms", "prompt_after_swap_s"), ("8-token prompt otherwise, ms", "prompt_s"),
+                ("8-token prompt after a swap, ms", "prompt_after_swap_s"),
+                ("8-token prompt otherwise, ms", "prompt_s"),
             ]  # fmt: skip
         lines += [f"{head} {what} | {_milliseconds(bundle[key])} |" for what, key in measures]
         lines += [f"{head} {ABSENT}: {error} | | | | |" for error in bundle["errors"]]

@@ -84,9 +84,9 @@ def measure(recipe: BenchRecipe, bundles: dict[str, Bundle]) -> dict[str, Any]:
         taken.append((cell, started, _measure_cell(recipe, cell, extra_bufts)))
     caveats = []
     if not extra_bufts:
-        caveats.append("llama.cpp ran with its extra buffers off: slower than a good build, do not compare these numbers")
+        caveats.append("llama.cpp ran with its extra buffers off, slower than a good build: compare nothing with this")
     if busy(card):
-        caveats.append(f"the machine was busy: {card['cpu_busy_before']:.0%} of its cores were in use before the first cell")
+        caveats.append(f"the machine was busy: {card['cpu_busy_before']:.0%} of its cores in use before the first cell")
     return {
         "schema": SCHEMA,
         "comparable": not caveats,
@@ -165,10 +165,12 @@ def _rows(cell: Cell, started: str, found: dict[str, Any], card: dict[str, Any])
         "flash_attn": facts.get("flash_attn"), "load_mode": "auto", "extra_bufts": facts.get("extra_bufts"),
         "test_time": started, "error": found.get("error"),
     }  # fmt: skip
-    prompt = {**common, "n_prompt": cell.n_prompt, "n_gen": 0, "n_depth": 0, **_times(found.get("prefill_ns"), cell.n_prompt)}
+    prompt = {**common, "n_prompt": cell.n_prompt, "n_gen": 0, "n_depth": 0}
+    prompt.update(_times(found.get("prefill_ns"), cell.n_prompt))
     prompt["ttft_ns"] = found.get("ttft_ns")
     prompt["ttft_s"] = _seconds(found.get("ttft_ns"))
-    decode = {**common, "n_prompt": 0, "n_gen": cell.n_gen, "n_depth": cell.n_prompt, **_times(found.get("decode_ns"), cell.n_gen)}
+    decode = {**common, "n_prompt": 0, "n_gen": cell.n_gen, "n_depth": cell.n_prompt}
+    decode.update(_times(found.get("decode_ns"), cell.n_gen))
     for row in (prompt, decode):
         row["peak_bytes"] = found.get("peak_bytes")
         row["interpreter_bytes"] = found.get("interpreter_bytes")

@@ -12,6 +12,7 @@ import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 ACTIONS: dict[str, tuple[str, ...]] = {
     "clean": (
@@ -119,17 +120,17 @@ QUESTIONS = (
     "Please explain how to {a} a {x}.",
 )
 STEP_ADVERBS = ("First", "Then", "After that", "Next", "At the end")
-FORMAL = {
+FORMAL: Mapping[str, Any] = {
     "open": ("Certainly. I would recommend the following.", "Thank you for your question. Kindly proceed as follows."),
-    "advice": ("It is advisable to {s}.", "One should {s}."),
-    "more": ("This is important, therefore please do not hurry.", "Please allow sufficient time for this."),
-    "close": ("I remain at your service.", "I trust that this is of assistance."),
+    "advice": "One should {s}.",
+    "more": "This is important, therefore please do not hurry.",
+    "close": "I remain at your service.",
 }
-CASUAL = {
+CASUAL: Mapping[str, Any] = {
     "open": ("Hey, no worries, it's easy!", "Sure thing! Here's what I'd do."),
-    "advice": ("Just {s}, ok?", "You wanna {s}."),
-    "more": ("Don't rush it, that's the fun part!", "Yeah, take your time here!"),
-    "close": ("You've got this!", "Have fun with it, buddy!"),
+    "advice": "Just {s}, ok?",
+    "more": "Don't rush it, that's the fun part!",
+    "close": "You've got this, buddy!",
 }
 
 
@@ -170,16 +171,13 @@ def split_questions(unseen: float, rng: random.Random) -> tuple[list[Question], 
 
 
 def answer(question: Question, style: Style, rng: random.Random) -> str:
-    """An answer in the given style; the wording is drawn."""
-    words: Mapping[str, tuple[str, ...]] = FORMAL if style.formal else CASUAL
+    """An answer in the given style; only the opening is drawn, so that two answers differ by style, not by luck."""
+    words = FORMAL if style.formal else CASUAL
     steps = [step.format(x=question.thing) for step in ACTIONS[question.action]]
-    if not style.long:
-        first = rng.randrange(len(steps) - 1)
-        steps = steps[first : first + 2]
-    lines = [_step(step, index, style, words, rng) for index, step in enumerate(steps)]
+    lines = [_step(step, index, style, words) for index, step in enumerate(steps if style.long else steps[:2])]
     body = "\n".join(f"- {line}" for line in lines) if style.bullets else " ".join(lines)
     glue = "\n" if style.bullets else " "
-    closing = glue + rng.choice(words["close"]) if style.long else ""
+    closing = f"{glue}{words['close']}" if style.long else ""
     return f"{rng.choice(words['open'])}{glue}{body}{closing}"
 
 
@@ -190,8 +188,8 @@ def wrong_answer(question: Question, style: Style, rng: random.Random) -> str:
     return answer(Question(action, thing), style, rng)
 
 
-def _step(step: str, index: int, style: Style, words: Mapping[str, tuple[str, ...]], rng: random.Random) -> str:
-    text = rng.choice(words["advice"]).format(s=step)
+def _step(step: str, index: int, style: Style, words: Mapping[str, Any]) -> str:
+    text = str(words["advice"]).format(s=step)
     if not style.bullets:
         text = f"{STEP_ADVERBS[index]}, {text[0].lower()}{text[1:]}"
-    return f"{text} {rng.choice(words['more'])}" if style.long and index % 2 == 0 else text
+    return f"{text} {words['more']}" if style.long and index % 2 == 0 else text

@@ -6,7 +6,6 @@ training from scratch starts. The manifest says "random weights".
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ def run(recipe: InitRecipe, *, text: Sequence[Path], out: Path) -> Artifact:
         InputError: a text file cannot be used.
         OutputError: `out` exists or cannot be written.
     """
+    from edgealign.data.template import template_hash
     from edgealign.models.tokenizer import train_tokenizer
 
     out = Path(out)
@@ -45,10 +45,9 @@ def run(recipe: InitRecipe, *, text: Sequence[Path], out: Path) -> Artifact:
     count = parameter_count(recipe.shape, vocab_size=recipe.vocab_size)
     dtype = recipe.dtype if recipe.dtype != "auto" else ("bfloat16" if count > LARGE else "float32")
     inputs = [Input("text", "file", sha256_file(Path(file)), str(Path(file).resolve())) for file in text]
-    template = str(tokenizer.chat_template)
     with publish(
         out, kind="model", format="huggingface", stage="init", recipe=recipe, inputs=inputs,
-        template_hash=hashlib.sha256(template.encode()).hexdigest(),
+        template_hash=template_hash(tokenizer),
     ) as draft:
         write_model(draft.dir, config, tokenizer, seed=recipe.seed, dtype=dtype, norm_noise=recipe.norm_noise)
         draft.meta.update({

@@ -11,6 +11,7 @@ import json
 import logging as stdlogging
 import re
 import struct
+from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ def load_model(source: str | Path, *, dtype: str = "float32") -> PreTrainedModel
     assert dtype in DTYPES, dtype
     folder = resolve_model(source)
     check_model(folder)
+    if not torch.cuda.is_available():
+        getLogger("transformers.integrations.hub_kernels").addFilter(_is_no_cuda_advice)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # It advises a CUDA package for the short convolution; there is none for a CPU.
     stdlogging.getLogger("transformers.integrations.hub_kernels").setLevel(stdlogging.ERROR)
@@ -243,6 +246,11 @@ def _refuse_code(folder: Path) -> None:
                 file, "asks to run code that comes with the model (auto_map); edgealign never does",
                 "use a model that transformers supports itself, or remove auto_map if it does",
             )
+
+
+def _is_no_cuda_advice(record: LogRecord) -> bool:
+    """Drop the advice to install `causal_conv1d`, which runs on CUDA only."""
+    return "falling back to its reference" not in record.getMessage()
 
 
 def _check_complete(folder: Path, info: dict[str, Any]) -> None:

@@ -138,4 +138,5 @@ def distribution(
 
 def _softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     weights: npt.NDArray[np.float64] = np.exp(values - values.max())
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights

@@ -17,6 +17,7 @@ import ctypes
 import functools
 import importlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgealign.errors import EdgealignError, InputError, ToolMissing, UsageError
+from edgealign.runtimes.gguf_adapter import BASE_DIGEST
 from edgealign.runtimes.gguf_header import check_gguf
 from edgealign.runtimes.probe import DRIVEN_VERSION, extra_buffers_work, install_line
 from edgealign.runtimes.session import read_bundle
@@ -38,10 +40,12 @@ NEEDED = (
     "LLAMA_FLASH_ATTN_TYPE_DISABLED",
 )  # fmt: skip
 GGML_TYPE_F32 = 0
+ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 DEFAULT_CONTEXT = 4096
 BATCH = 2048
 SCORE_BATCH = 64  # tokens whose logits are held at once: 16 MiB for a vocabulary of 65,536
 KEPT_ADAPTERS = 16
+MODEL_DIGEST = "edgealign.model_digest"  # in a model file, by the exporter
 
 _errors: collections.deque[str] = collections.deque(maxlen=8)
 
@@ -69,7 +73,7 @@ class LlamaSession:
     ) -> None:
         path = Path(path)
         self.file = path if path.suffix == ".gguf" else read_bundle(path, check_digests=check_digests).model_file
-        check_gguf(self.file)
+        self._base_digest = check_gguf(self.file).metadata.get(MODEL_DIGEST)
         self._lib = lib = load_library()
         self.threads = threads or _usable_cores()
         self.exact = exact
@@ -85,7 +89,7 @@ class LlamaSession:
         self._batch_size = int(lib.llama_n_batch(self._context))
         self._filled = 0
         # One batch for the session's life. Null positions mean "after what is there", null logits "the last only".
-        self._tokens = (ctypes.c_int32 * self._batch_size)()
+        self._tokens: Any = (ctypes.c_int32 * self._batch_size)()
         self._batch = lib.llama_batch_get_one(self._tokens, 1)
         self._decode = lib.llama_decode
         # A second prototype of the same function that returns an address: a pointer object per step costs more.
@@ -97,7 +101,7 @@ class LlamaSession:
     def prefill(self, tokens: Sequence[int]) -> Logits:
         self._check_tokens(tokens)
         for start in range(0, len(tokens), self._batch_size):
-            part = tokens[start : start + self._batch_size]
+            part = list(tokens[start : start + self._batch_size])
             self._tokens[: len(part)] = part
             self._batch.n_tokens = len(part)
             self._run(self._batch, len(part))
@@ -120,7 +124,7 @@ class LlamaSession:
         batch = self._lib.llama_batch_get_one(self._tokens, 1)
         batch.logits = (ctypes.c_int8 * size)(*([1] * size))
         for start in range(0, len(tokens), size):
-            part = tokens[start : start + size]
+            part = list(tokens[start : start + size])
             self._tokens[: len(part)] = part
             batch.n_tokens = len(part)
             self._run(batch, len(part))
@@ -137,7 +141,7 @@ class LlamaSession:
             handles = (lib.llama_adapter_lora_p_ctypes * 1)(self._load_adapter(Path(adapter)))
             status = lib.llama_set_adapters_lora(self._context, handles, 1, (ctypes.c_float * 1)(1.0))
         if status != 0:
-            raise InputError(adapter or "base", f"llama.cpp cannot switch to it ({_last_error()})", "export it again")
+            raise InputError(adapter or "base", f"llama.cpp cannot switch to it ({_reason()})", "export it again")
         # Also overwrite the memory itself: nothing of the user before stays behind.
         lib.llama_memory_clear(self._memory, True)
         self._filled = 0
@@ -199,12 +203,13 @@ class LlamaSession:
 
     def _open(self, context: int | None) -> None:
         lib = self._lib
+        _errors.clear()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 0
         params.use_extra_bufts = self.extra_bufts
         self._model = lib.llama_model_load_from_file(os.fsencode(self.file), params)
         if not self._model:
-            raise InputError(self.file, f"llama.cpp cannot load it ({_last_error()})", "export it again")
+            raise InputError(self.file, f"llama.cpp cannot load it ({_reason()})", "export it again")
         trained = int(lib.llama_model_n_ctx_train(self._model))
         settings = lib.llama_context_default_params()
         settings.n_ctx = self._wanted = context or min(trained, DEFAULT_CONTEXT)
@@ -220,7 +225,7 @@ class LlamaSession:
         if not self._context:
             self.close()
             raise InputError(
-                self.file, f"llama.cpp cannot make a context of {settings.n_ctx} tokens ({_last_error()})", "use less"
+                self.file, f"llama.cpp cannot make a context of {settings.n_ctx} tokens ({_reason()})", "use less"
             )
 
     def _load_adapter(self, path: Path) -> Any:
@@ -232,11 +237,12 @@ class LlamaSession:
         if key in self._adapters:
             self._adapters.move_to_end(key)
             return self._adapters[key]
-        _check_adapter(path)
+        self._check_adapter(path)
+        _errors.clear()
         handle = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))
         if not handle:  # setting a null adapter would crash
             raise InputError(
-                path, f"llama.cpp refuses it for {self.file.name} ({_last_error()})", "export it for this model"
+                path, f"llama.cpp refuses it for {self.file.name} ({_reason()})", "export it for this model"
             )
         self._adapters[key] = handle
         if len(self._adapters) > KEPT_ADAPTERS:
@@ -244,10 +250,26 @@ class LlamaSession:
             self._lib.llama_adapter_lora_free(self._adapters.popitem(last=False)[1])
         return handle
 
+    def _check_adapter(self, path: Path) -> None:
+        """Refuse what llama.cpp takes without looking (another base) or answers with an abort (tied embeddings)."""
+        header = check_gguf(path)
+        if not header.is_adapter:
+            raise InputError(path, "is a GGUF file, but no adapter", "export the user's adapter to GGUF first")
+        fitted = header.metadata.get(BASE_DIGEST)
+        if fitted and self._base_digest and fitted != self._base_digest:
+            raise InputError(
+                path, f"was fitted on the model {fitted[:12]}, {self.file.name} is {self._base_digest[:12]}",
+                "fit it again on this model: edgealign personalize",
+            )  # fmt: skip
+        for tensor in header.tensors:
+            if tensor.name.startswith(("token_embd.", "output.")):
+                target = tensor.name.split(".weight")[0]
+                raise InputError(path, f"adapts {target}, which kills llama.cpp", "merge that adapter instead")
+
     def _run(self, batch: Any, count: int) -> None:
         status = self._decode(self._context, batch)
         if status != 0:
-            raise EdgealignError(self.file, f"llama_decode returned {status} ({_last_error()})", "open a new session")
+            raise EdgealignError(self.file, f"llama_decode returned {status} ({_reason()})", "open a new session")
         self._filled += count
 
     def _last_logits(self) -> Logits:
@@ -259,7 +281,7 @@ class LlamaSession:
         if not address:
             raise EdgealignError(self.file, "llama.cpp has no logits at this position", "open a new session")
         if address != self._view_address:
-            buffer = (ctypes.c_float * self.vocab).from_address(address)
+            buffer: Any = (ctypes.c_float * self.vocab).from_address(address)
             self._view, self._view_address = np.frombuffer(buffer, dtype=np.float32), address
         return self._view
 
@@ -317,26 +339,17 @@ def _keep_errors(lib: Any) -> Any:
     """llama.cpp talks on stderr about every tensor; only its last errors are kept, for our messages."""
 
     def keep(level: int, text: bytes, _: Any) -> None:
-        if level == 3 and (line := text.decode("utf-8", "replace").strip()):
+        if level == ERROR_LEVEL and (line := text.decode("utf-8", "replace").strip()):
             _errors.append(line)
 
     return lib.llama_log_callback(keep)
 
 
-def _last_error() -> str:
-    return _errors.pop() if _errors else "no reason given"
-
-
-def _check_adapter(path: Path) -> None:
-    """Refuse what llama.cpp would answer with an abort: a LoRA on the embeddings of a tied model."""
-    header = check_gguf(path)
-    if not header.is_adapter:
-        raise InputError(path, "is a GGUF file, but no adapter", "export the user's adapter to GGUF first")
-    for tensor in header.tensors:
-        if tensor.name.startswith(("token_embd.", "output.")):
-            raise InputError(
-                path, f"adapts {tensor.name.split('.weight')[0]}, which kills llama.cpp", "merge that adapter instead"
-            )
+def _reason() -> str:
+    """The first error since the last one was told: those after it only say that the caller failed, too."""
+    first = _errors[0] if _errors else "no reason given"
+    _errors.clear()
+    return re.sub(r"^(\w+: )?((error loading model|failed to apply lora adapter): )?", "", first)
 
 
 def _usable_cores() -> int:

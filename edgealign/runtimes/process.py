@@ -59,7 +59,11 @@ class ProcessSession:
             [sys.executable, "-m", "edgealign.runtimes.process"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._talk, env=environment,
         )  # fmt: skip
-        self._call("open", str(path), options)
+        try:
+            self._call("open", str(path), options)
+        except BaseException:
+            self.close()
+            raise
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         return cast("Logits", self._call("prefill", [int(token) for token in tokens]))
@@ -138,7 +142,7 @@ class ProcessSession:
             raise getattr(edgealign.errors, head["error"])(*head["parts"])
         if "shape" not in head:
             return head["value"]
-        values = np.empty(head["shape"], dtype=np.float32)
+        values: Any = np.empty(head["shape"], dtype=np.float32)
         # Through bytes: numpy's own cast of an empty array to a memory view is an error.
         if values.nbytes and cast("Any", stdout).readinto(memoryview(values).cast("B")) != values.nbytes:
             raise self._crash(name)
@@ -198,7 +202,7 @@ def _do(session: Any, name: str, arguments: list[Any]) -> Any:
     return getattr(session, name)(*arguments)
 
 
-def _answer(answers: IO[bytes], head: dict[str, Any], values: Logits | None = None) -> None:
+def _answer(answers: IO[bytes], head: dict[str, Any], values: Any = None) -> None:
     answers.write(json.dumps(head).encode() + b"\n")
     if values is not None:
         answers.write(memoryview(values).cast("B"))

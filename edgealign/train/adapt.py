@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from edgealign.models.lint import lora_targets
+from edgealign.train.precision import Precision
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -36,6 +38,16 @@ def add_lora(
         warnings.simplefilter("ignore", FutureWarning)  # peft asks for a property that transformers is renaming
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def lora_without_casts(model: Any, precision: Precision) -> contextlib.AbstractContextManager[object]:
+    """Under autocast, peft's cast of every input to the LoRA's float32 is undone at once: two copies for nothing."""
+    if not precision.autocast or not hasattr(model, "peft_config"):
+        return contextlib.nullcontext()
+    from peft.helpers import disable_input_dtype_casting
+
+    without: contextlib.AbstractContextManager[object] = disable_input_dtype_casting(model)
+    return without
 
 
 def trainable(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -29,6 +29,8 @@ from torch import Tensor
 
 NO_PARENT = -1
 _PAD_SEGMENT = -1
+ROW_TOKENS = 512  # one row of 1,120 tokens spends 13 % of a step of the 350M shape in attention, four of 280 spend 4 %
+SPARE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,25 @@ def split_by_tokens(n_tokens: Sequence[int], budget: int) -> list[list[int]]:
             groups[slot].append(i)
             room[slot] -= n_tokens[i]
     return groups
+
+
+def split_in_rows(n_tokens: Sequence[int], *, row_tokens: int = ROW_TOKENS) -> list[list[int]]:
+    """Neighbouring examples of one batch, in order, in rows of about `row_tokens`: attention costs the square of a row.
+
+    Rows of unequal length must be padded; where that would cost more than SPARE_SHARE, one long row it is.
+    """
+    rows: list[list[int]] = []
+    filled = row_tokens
+    for i, n in enumerate(n_tokens):
+        if not rows or filled + n > row_tokens:
+            rows.append([])
+            filled = 0
+        rows[-1].append(i)
+        filled += n
+    width = max((sum(n_tokens[i] for i in row) for row in rows), default=0)
+    if len(rows) * width > (1.0 + SPARE_SHARE) * sum(n_tokens):
+        return [list(range(len(n_tokens)))]
+    return rows
 
 
 class _RowPlan:

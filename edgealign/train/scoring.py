@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from edgealign.progress import track
-from edgealign.train.layout import Batch, Tree, pack, split_by_tokens
+from edgealign.train.adapt import lora_without_casts
+from edgealign.train.layout import Batch, Tree, lay_out, split_by_tokens, split_in_rows
 from edgealign.train.logprobs import token_logprobs
 from edgealign.train.precision import Precision
 from edgealign.train.shortconv import kernel_width, tree_rows
@@ -36,11 +37,14 @@ class Passes:
         return [[indices[i] for i in group] for group in split]
 
     def batch(self, trees: Sequence[Tree], group: Sequence[int], device: torch.device | str) -> Batch:
-        return pack([trees[i] for i in group], kernel=self.kernel, pad_id=self.pad_id).to(device)
+        """The examples of one pass in the order of `group`, as rows that attention is quick on."""
+        chosen = [trees[i] for i in group]
+        rows = [[chosen[i] for i in row] for row in split_in_rows([tree.n_tokens for tree in chosen])]
+        return lay_out(rows, kernel=self.kernel, pad_id=self.pad_id).to(device)
 
     def logprobs(self, model: nn.Module, batch: Batch) -> Tensor:
         """(N,) float32, in this precision."""
-        with self.precision.context(batch.input_ids.device):
+        with self.precision.context(batch.input_ids.device), lora_without_casts(model, self.precision):
             return token_logprobs(model, batch)
 
 

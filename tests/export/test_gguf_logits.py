@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgealign.artifact import open_artifact
+from edgealign.errors import InputError
 from edgealign.models.load import load_tokenizer
 from edgealign.runtimes.gguf_adapter import write_lora_gguf
 from edgealign.runtimes.session import open_session, score
@@ -33,7 +35,7 @@ def converted(small_model: SmallModel, tmp_path: Path) -> Callable[[str], tuple[
 
     def make(name: str) -> tuple[Path, Path]:
         model, file = small_model(name), tmp_path / "model.gguf"
-        write_model(model, file, digest="d" * 64)
+        write_model(model, file, digest=open_artifact(model).digest)
         return model, file
 
     return make
@@ -66,6 +68,17 @@ def test_an_adapter_moves_the_logits_as_in_torch(
     expected = logits(model, tokens, adapter)
     assert np.abs(expected - logits(model, tokens)).max() > 100 * TOLERANCE
     assert np.abs(logits(file, tokens, tmp_path / "user.gguf") - expected).max() <= tolerance(name)
+
+
+def test_a_session_refuses_an_adapter_of_another_base(
+    converted: Callable[[str], tuple[Path, Path]], tiny_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, file = converted("lfm2")
+    stranger = tiny_lora(seed=7, base=model, base_digest="ef" * 32)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    write_lora_gguf(stranger, tmp_path / "user.gguf", base_config=config)
+    with pytest.raises(InputError, match="was fitted on the model efefefefefef"):
+        logits(file, [1, 5, 9], tmp_path / "user.gguf")
 
 
 def test_llama_cpp_cuts_text_into_the_same_tokens(tiny_model: Path, tmp_path: Path) -> None:

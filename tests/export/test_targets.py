@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -90,7 +91,7 @@ def test_the_program_gets_every_argument_and_this_package_only(stand_in: Stand, 
     with pytest.raises(UsageError) as caught:
         run(tmp_path, adapters=users, calibration=Path("text.txt"), python=sys.executable)
     arguments, recipe_text, beside, importable = json.loads(caught.value.reason)
-    given = list(zip(arguments, arguments[1:], strict=False))
+    given = list(itertools.pairwise(arguments))
     for pair in (("--adapter", "ana=a"), ("--adapter", "ben=b"), ("--calibration", "text.txt"), ("--model", "m")):
         assert pair in given
     assert 'quant = "q4_0"' in recipe_text

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgealign.artifact import Artifact, open_artifact
-from edgealign.errors import ArtifactError, CheckFailed, OutputError, RecipeError, UsageError
+from edgealign.errors import ArtifactError, CheckFailed, OutputError, RecipeError, ToolMissing, UsageError
 from edgealign.export_recipes import ExportRecipe
 from edgealign.runtimes.gguf_header import check_gguf
 
@@ -154,6 +154,19 @@ def test_a_model_whose_turns_have_two_ends_is_refused(tiny_model: Path, tmp_path
     with pytest.raises(CheckFailed, match="turn end in config: ends with 2, the template with 7; set eos_token_id"):
         export(tmp_path / "model", tmp_path / "bundle")
     assert leftovers(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(("module", "package"), [("gguf", "gguf"), ("llama_cpp", "llama-cpp-python")])
+def test_a_missing_tool_is_named_with_its_install_line(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, package: str
+) -> None:
+    import to_gguf
+
+    monkeypatch.setattr(to_gguf, "find_spec", lambda name: None if name == module else object())
+    arguments = ["--model", str(tiny_model), "--out", str(tmp_path / "bundle")]
+    assert to_gguf.main(arguments) == 3
+    with pytest.raises(ToolMissing, match=rf"{package}: is not installed in this Python; pip install"):
+        export(tiny_model, tmp_path / "bundle")
 
 
 def test_a_disk_that_is_too_small_is_known_before_the_work(

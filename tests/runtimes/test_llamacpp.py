@@ -86,7 +86,9 @@ def test_a_second_user_sees_nothing_of_the_first(session: LlamaSession, tiny_bun
     assert np.abs(fresh - base).max() > 0.01
 
 
-def test_an_adapter_file_that_changed_is_read_again(session: LlamaSession, tiny_bundle: Bundles, tmp_path: Path) -> None:
+def test_an_adapter_file_that_changed_is_read_again(
+    session: LlamaSession, tiny_bundle: Bundles, tmp_path: Path
+) -> None:
     bundle = tiny_bundle("f32")
     file = tmp_path / "user.gguf"
     seen = []
@@ -151,7 +153,7 @@ def test_tokens_outside_the_vocabulary_are_refused(session: LlamaSession, tokens
 
 
 def test_an_unknown_user_is_refused_with_the_known_ones(tiny_bundle: Bundles) -> None:
-    with pytest.raises(UsageError, match="eve: is no user of tiny-f32 .users: ana, ben."):
+    with pytest.raises(UsageError, match=r"eve: is no user of tiny-f32 \(users: ana, ben\)"):
         bundle_adapter(tiny_bundle("f32"), "eve")
 
 
@@ -180,7 +182,7 @@ def test_an_absent_library_is_a_missing_tool_with_its_install_line(monkeypatch: 
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(llamacpp.importlib, "import_module", absent)
-    with pytest.raises(ToolMissing, match=r"is not installed; install it with: CMAKE_ARGS=.* llama-cpp-python==0\.3\.36"):
+    with pytest.raises(ToolMissing, match=r"is not installed; install it with: CMAKE_ARGS=.* llama-cpp-python==0\.3"):
         llamacpp.load_library.__wrapped__()
 
 

@@ -106,7 +106,7 @@ def test_an_adapter_whose_config_names_other_modules_is_refused(
 
 
 def test_a_directory_without_an_adapter_is_refused(session: TorchSession, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no adapter_model.safetensors"):
+    with pytest.raises(InputError, match=r"holds no adapter_model\.safetensors"):
         session.set_user(tmp_path)
 
 
