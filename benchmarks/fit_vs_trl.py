@@ -8,8 +8,8 @@ so that drift hits all. Timed is the training itself (TRL: `trainer.train()`; ou
 last optimizer step, reference log-probabilities included); loading and imports are reported apart.
 
     trl          DPOTrainer as it comes (bf16 autocast over fp32 weights, gradient checkpointing), batch 8
-    trl-tuned    the quickest settings found: bf16 weights where native, no gradient checkpointing
-    ours         `edgealign.personalize.fit` with the same loss and precision as trl-tuned
+    trl-tuned    without gradient checkpointing, which costs a forward pass (bf16 weights make TRL slower, not faster)
+    ours         `edgealign.personalize.fit` with the same loss; bf16 weights and products where native
     ours-anchor  what `edgealign personalize` does: plus the base's own answers, made and anchored
 
 The first loss must be log 2 in all of them, or they do not compute the same thing.
@@ -93,7 +93,7 @@ def fit_trl(model_dir: Path, pairs: Sequence[tuple[list[int], list[int], list[in
     from edgealign.models.load import load_model, load_tokenizer
 
     tuned = args.worker == "trl-tuned"
-    network: Any = load_model(model_dir)
+    network: Any = load_model(model_dir)  # in float32, as TRL itself loads it
     names = list(lora_targets(network).modules)
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
@@ -104,7 +104,7 @@ def fit_trl(model_dir: Path, pairs: Sequence[tuple[list[int], list[int], list[in
         trainer = DPOTrainer(
             model=network, args=config, processing_class=load_tokenizer(model_dir),
             train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * len(pairs)),
-            peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM"),
+            peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=names, task_type="CAUSAL_LM"),
         )
         trainer.train_dataset = Dataset.from_list(
             [{"prompt_ids": p, "chosen_ids": y, "rejected_ids": n} for p, y, n in pairs]
@@ -185,7 +185,7 @@ def render(result: dict[str, Any]) -> str:
         f"{result['repetitions']} runs each; {result['machine']['cpu']}"
         + ("" if result["quiet"] else " (NOT QUIET: numbers are not comparable)"),
         "",
-        "| variant | fit, s (median) | sd | pairs/s | ours is faster by | peak memory, GiB | whole process, s | first loss |",
+        "| variant | fit, s (median) | sd | pairs/s | ours is faster by | peak GiB | whole process, s | first loss |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in result["variants"].items():

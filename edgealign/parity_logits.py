@@ -189,7 +189,7 @@ def check_distribution(subject: Subject, session: ProcessSession, model: str | P
     windows = text_windows(model, count=subject.recipe.windows, length=subject.recipe.window_tokens)
     subject.switch_oracle(None)
     pairs = ((subject.oracle.score(window), session.score(window)) for window in windows)
-    found = measure(pairs, admitted_correlation=least)
+    found = measure(pairs, admitted_noise=_gate(subject, "noise"))
     over = f"mean over {found.positions} tokens of text"
     flat = f"torch's entropy {found.entropy:.2f} of {np.log(subject.oracle.vocab):.2f} nat"
     sure = f"{found.decided} positions where torch's lead exceeds the admitted noise"
@@ -198,7 +198,7 @@ def check_distribution(subject: Subject, session: ProcessSession, model: str | P
         _at_most("quant.kl", found.kl, kl, f"nat, {over}; {flat}"),
     ]
     if found.top1 is None:
-        checks.append(Check("quant.top1", None, top1, True, f"not judged: {sure}"))
+        checks.append(Check("quant.top1", None, top1, True, f"not judged: only {sure}"))
     else:
         checks.append(_at_least("quant.top1", found.top1, top1, f"same likeliest token at {sure}"))
     window = windows[0]

@@ -1,11 +1,11 @@
 """How far two sets of logits are apart, in numbers that also mean something for a model with flat logits.
 
 A model with random weights spreads its probability over the whole vocabulary: any two of its distributions have a small
-KL divergence, and its likeliest token is decided by noise. So three numbers stand together. The correlation of the
-logits is free of scale and finds a broken export of a flat model. The KL divergence weighs what a sampler would do.
-Agreement on the likeliest token counts only where the reference is decided: where its lead over the runner-up is more
-than the noise that the correlation gate admits (``decided``), so that a gate cannot be failed by noise it allows, nor
-passed because noise made the judge look away: the noise is the admitted one, not the observed one.
+KL divergence, and its likeliest token is decided by noise. So three numbers stand together. The KL divergence weighs
+what a sampler would do. The correlation of the logits is free of scale. Agreement on the likeliest token counts only
+where the reference is decided: where its lead over the runner-up exceeds the noise that the recipe admits. That noise
+is fixed beforehand, not taken from what is observed, so that a bad export cannot excuse its own errors; where fewer
+than ``LEAST_DECIDED`` positions are decided, agreement is not judged at all, and the report says so.
 
 Shape legend: T positions, V vocabulary.
 """
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 # A lead of this many standard deviations of (noise of the first - noise of the second) is decided: 2.3 % chance errors.
 DECIDED_SIGMAS = 2.0
+LEAST_DECIDED = 20
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Means over T positions; `top1` is over the `decided` ones and None where there are none."""
+    """Means over T positions; `top1` is over the `decided` ones, None where they are too few."""
 
     positions: int
     decided: int
@@ -42,7 +43,7 @@ class Distance:
     largest: float
 
 
-def measure(pairs: Iterable[tuple[Logits, Logits]], *, admitted_correlation: float) -> Distance:
+def measure(pairs: Iterable[tuple[Logits, Logits]], *, admitted_noise: float) -> Distance:
     """Distance over windows of (reference, candidate) logits, each (T, V); one window is held at a time."""
     positions = agreeing = decided_count = 0
     kl_sum = correlation_sum = entropy_sum = largest = 0.0
@@ -54,24 +55,23 @@ def measure(pairs: Iterable[tuple[Logits, Logits]], *, admitted_correlation: flo
         entropy_sum -= float((p * log_p).sum())
         correlation_sum += float(correlation(reference, candidate).sum())
         largest = max(largest, float(np.abs(reference - candidate).max()))
-        clear = decided(reference, admitted_correlation)
+        clear = decided(reference, admitted_noise)
         decided_count += int(clear.sum())
         agreeing += int((reference.argmax(-1) == candidate.argmax(-1))[clear].sum())
     assert positions, "nothing to measure"
-    top1 = agreeing / decided_count if decided_count else None
+    top1 = agreeing / decided_count if decided_count >= LEAST_DECIDED else None
     kl, alike, entropy = (total / positions for total in (kl_sum, correlation_sum, entropy_sum))
     return Distance(positions, decided_count, kl, alike, top1, entropy, largest)
 
 
-def decided(reference: Logits, admitted_correlation: float) -> npt.NDArray[np.bool_]:
-    """Where the lead of the likeliest token (T,) exceeds the noise that this correlation admits.
+def decided(reference: Logits, admitted_noise: float) -> npt.NDArray[np.bool_]:
+    """Where the lead of the likeliest token (T,) exceeds the noise, given in standard deviations of the logits.
 
-    Independent noise of standard deviation n on logits of standard deviation s leaves the correlation
-    r = s / sqrt(s^2 + n^2), hence n = s sqrt(1 - r^2) / r; a difference of two logits has the noise sqrt(2) n.
+    A difference of two logits has the noise of one times sqrt(2).
     """
-    noise = reference.std(axis=-1) * np.sqrt(1 - admitted_correlation**2) / admitted_correlation
     top = np.partition(reference, -2, axis=-1)[:, -2:]
-    clear: npt.NDArray[np.bool_] = (top[:, 1] - top[:, 0]) > DECIDED_SIGMAS * np.sqrt(2) * noise
+    least = DECIDED_SIGMAS * np.sqrt(2) * admitted_noise * reference.std(axis=-1)
+    clear: npt.NDArray[np.bool_] = (top[:, 1] - top[:, 0]) > least
     return clear
 
 

@@ -77,6 +77,12 @@ def tiny_lora(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Tin
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests leave nothing in the home directory; the llama.cpp probe is asked once per run."""
+    os.environ["EDGEALIGN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(
     tiny_model: Path, tiny_lora: TinyLora, tmp_path_factory: pytest.TempPathFactory

@@ -28,7 +28,7 @@ RECIPE = VerifyRecipe(threads=1, prompt_lengths=(1, 2, 3, 24, 60), steps=3, wind
 
 def test_kl_and_correlation_are_zero_and_one_for_equal_logits_whatever_their_offset() -> None:
     rows = np.random.default_rng(0).normal(0, 1, (5, 50)).astype(np.float32)
-    found = measure([(rows, rows + 3)], admitted_correlation=0.9)
+    found = measure([(rows, rows + 3)], admitted_noise=0.1)
     assert found.kl == pytest.approx(0, abs=1e-6)
     assert found.correlation == pytest.approx(1)
     assert found.entropy < np.log(50)
@@ -38,7 +38,7 @@ def test_kl_and_correlation_are_zero_and_one_for_equal_logits_whatever_their_off
 
 def test_kl_is_the_sum_of_p_log_p_over_q() -> None:
     p, q = np.array([[0.7, 0.2, 0.1]]), np.array([[0.5, 0.25, 0.25]])
-    found = measure([(np.log(p).astype(np.float32), np.log(q).astype(np.float32))], admitted_correlation=0.9)
+    found = measure([(np.log(p).astype(np.float32), np.log(q).astype(np.float32))], admitted_noise=0.1)
     assert found.kl == pytest.approx((p * np.log(p / q)).sum(), rel=1e-5)
     assert np.exp(log_softmax(np.log(p).astype(np.float32))).sum() == pytest.approx(1)
 
@@ -46,26 +46,28 @@ def test_kl_is_the_sum_of_p_log_p_over_q() -> None:
 def test_only_positions_with_a_clear_lead_are_judged_by_their_likeliest_token() -> None:
     rng = np.random.default_rng(0)
     flat = rng.normal(0, 1, (200, 1000)).astype(np.float32)
-    assert decided(flat, 0.85).sum() == 0
     clear = flat.copy()
     clear[:100, 7] = 10.0
-    assert decided(clear, 0.85).tolist() == [True] * 100 + [False] * 100
+    assert decided(clear, 0.5).tolist() == [True] * 100 + [False] * 100
     noisy = clear + rng.normal(0, 0.5, clear.shape).astype(np.float32)
-    found = measure([(clear, noisy)], admitted_correlation=0.85)
+    found = measure([(clear, noisy)], admitted_noise=0.5)
     assert (found.decided, found.top1) == (100, 1.0)
-    assert measure([(flat, flat)], admitted_correlation=0.85).top1 is None
+    wrong = np.roll(clear, 1, axis=-1)
+    assert measure([(clear, wrong)], admitted_noise=0.5).top1 == 0.0
+    assert measure([(flat, wrong)], admitted_noise=0.5).top1 is None
 
 
-def test_noise_that_the_correlation_gate_admits_does_not_fail_the_top1_gate() -> None:
-    """The two gates agree: on logits like a trained model's, 0.85 of correlation keeps 80 % of the decided tokens."""
+def test_noise_that_the_recipe_admits_does_not_fail_the_top1_gate_and_five_times_of_it_does() -> None:
     rng = np.random.default_rng(1)
+    recipe = VerifyRecipe()
     rows = rng.normal(0, 2, (500, 300)).astype(np.float32)
     rows[np.arange(500), rng.integers(0, 300, 500)] += rng.exponential(8, 500)
-    noise = rows.std(axis=-1, keepdims=True) * np.sqrt(1 - 0.85**2) / 0.85
-    found = measure([(rows, rows + noise * rng.normal(0, 1, rows.shape))], admitted_correlation=0.85)
-    assert found.decided > 100
-    assert found.top1 is not None
-    assert found.top1 > 0.9
+    noise = rows.std(axis=-1, keepdims=True) * rng.normal(0, 1, rows.shape) * recipe.noise_4bit
+    for factor, passes in ((1, True), (5, False)):
+        found = measure([(rows, rows + factor * noise)], admitted_noise=recipe.noise_4bit)
+        assert found.decided > 100
+        assert found.top1 is not None
+        assert (found.top1 >= recipe.top1_4bit) is passes
 
 
 def test_correlation_of_a_constant_is_zero_and_strength_is_a_ratio_of_norms() -> None:

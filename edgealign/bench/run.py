@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from edgealign.artifact import Artifact, Check, open_artifact, publish, refuse_existing
-from edgealign.bench.machine import busy, machine_card, usable_cores
+from edgealign.bench.machine import busy, machine_card
 from edgealign.bench.recipes import BenchRecipe
 from edgealign.bench.timing import rates, spread
 from edgealign.errors import UsageError
 from edgealign.progress import track
+from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.session import TARGET_RUNTIMES, Bundle, read_bundle
 
 SCHEMA = 1
@@ -131,7 +132,8 @@ def _measure_cell(recipe: BenchRecipe, cell: Cell, extra_bufts: bool) -> dict[st
         "adapter": str(cell.bundle.adapters[cell.user]) if cell.user is not None else None, "adapters": adapters,
     }  # fmt: skip
     root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    own = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}  # the runtime's default
+    environment = {**own, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "edgealign.bench.worker"], input=json.dumps(job), capture_output=True, text=True,

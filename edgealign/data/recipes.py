@@ -11,9 +11,9 @@ from edgealign.recipe import option
 class SynthRecipe:
     """Generated practice data: how-to questions, answers in eight styles, users with planted tastes."""
 
-    conversations: int = option(4800, ge=10, help="conversations for supervised fine-tuning")
+    conversations: int = option(3600, ge=10, help="conversations for supervised fine-tuning")
     pairs: int = option(600, ge=4, help="pairs for the alignment of everyone: right answer against a wrong one")
-    choices: int = option(32, ge=4, le=64, help="choices per user")
+    choices: int = option(48, ge=4, le=64, help="choices per user")
     noise: float = option(
         4.0,
         gt=0.0,

@@ -27,7 +27,7 @@ import numpy as np
 from edgealign.errors import EdgealignError, InputError, ToolMissing, UsageError
 from edgealign.runtimes.gguf_adapter import BASE_DIGEST
 from edgealign.runtimes.gguf_header import check_gguf
-from edgealign.runtimes.probe import DRIVEN_VERSION, extra_buffers_work, install_line
+from edgealign.runtimes.probe import DRIVEN_VERSION, extra_buffers_work, install_line, usable_cores
 from edgealign.runtimes.session import read_bundle
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class LlamaSession:
         self.file = path if path.suffix == ".gguf" else read_bundle(path, check_digests=check_digests).model_file
         self._base_digest = check_gguf(self.file).metadata.get(MODEL_DIGEST)
         self._lib = lib = load_library()
-        self.threads = threads or _usable_cores()
+        self.threads = threads or usable_cores()
         self.exact = exact
         self.extra_bufts = extra_buffers_work() if extra_bufts is None else extra_bufts
         self._model: int | None = None
@@ -350,7 +350,3 @@ def _reason() -> str:
     first = _errors[0] if _errors else "no reason given"
     _errors.clear()
     return re.sub(r"^(\w+: )?((error loading model|failed to apply lora adapter): )?", "", first)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

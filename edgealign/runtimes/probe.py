@@ -34,10 +34,12 @@ TIMEOUT_S = 60.0
 # A shell-like command to run in place of the child; tests put one here that really dies.
 COMMAND_VARIABLE = "EDGEALIGN_PROBE_COMMAND"
 CACHE_VARIABLE = "EDGEALIGN_CACHE"
+CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 # Rows of 256 and 512: a multiple of every repacking and AMX tile width, so that those kernels are what runs.
 WIDTH, FEED_FORWARD, VOCAB, LAYERS, HEADS = 256, 512, 512, 2, 4
 PROMPT_TOKENS, STEPS = 40, 4
+ABSENT = ["absent"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,13 @@ class Verdict:
 
 
 def extra_buffers_work() -> bool:
-    """The cached answer for this build and CPU; finds it out the first time."""
+    """The cached answer for this build and CPU; finds it out the first time.
+
+    Raises:
+        ToolMissing: llama-cpp-python is not installed, or its build cannot run at all.
+    """
+    if library_lines() == ABSENT:
+        raise ToolMissing("llama-cpp-python", "is not installed", f"install it with: {install_line()}")
     verdict = judge(_child_command())
     if not verdict.extra_bufts:
         _warn(verdict.reason)
@@ -94,7 +102,7 @@ def library_lines() -> list[str]:
     """Name, size and time of every shared library of the installed wheel, without loading it."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
-        return ["absent"]
+        return ABSENT
     files = sorted(file for file in (Path(spec.origin).parent / "lib").glob("*") if file.is_file())
     return [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
 
@@ -107,6 +115,16 @@ def cpu_flags() -> str:
         return platform.processor()
     wanted = ("model name", "flags", "Features", "CPU part")
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: its affinity, and a container's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CGROUP_LIMIT.read_text(encoding="ascii").split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return cores
 
 
 def install_line() -> str:

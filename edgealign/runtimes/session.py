@@ -116,7 +116,8 @@ def runtime_of(path: str | Path) -> str:
         if artifact.kind == "bundle":
             return _runtime_of_target(str(path), str(artifact.manifest.meta.get("target", "")))
         if artifact.kind != "model":
-            raise ArtifactError(str(path), f"is a {artifact.kind}, not a model or a bundle", "give a model or a bundle")
+            reason = f"is an artifact of kind {artifact.kind}, not a model or a bundle"
+            raise ArtifactError(str(path), reason, "give a model or a bundle")
     if (place / "config.json").is_file():
         return "torch"
     raise InputError(str(path), "holds no manifest.json and no config.json", "give a model directory or a bundle")

@@ -40,7 +40,7 @@ def rank_pairs(model: nn.Module, trees: Sequence[Tree], passes: Passes, *, label
 def margins(values: Tensor, trees: Sequence[Tree]) -> Tensor:
     """values (N,) log-probabilities as `score` returns them -> (P,) mean per token of chosen minus rejected."""
     counts = [len(tree.segments[leaf].ids) for tree in trees for leaf in tree.leaves]
-    means = [part.double().mean() for part in values.split(counts)]
+    means = [part.double().mean() for part in torch.split(values, counts)]
     return torch.stack([means[i] - means[i + 1] for i in range(0, len(means), 2)])
 
 

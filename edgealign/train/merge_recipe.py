@@ -47,7 +47,7 @@ class MergeRecipe:
         (0.3, 0.5, 0.7), ge=0.0, le=1.0, help="second model's shares that --search tries for linear and slerp of two"
     )
     search_scales: tuple[float, ...] = option(
-        (0.5, 1.0), gt=0.0, help="scales that --search tries for task_arithmetic and ties"
+        (0.5, 1.0), gt=0.0, help="scales that --search tries for task_arithmetic"
     )
     select: str = option(
         "loss",

@@ -79,7 +79,7 @@ def run_search(recipe: MergeRecipe, family: Family, data: Sequence[str], out: Pa
 
 def propose(recipe: MergeRecipe, family: Family) -> Iterator[Candidate]:
     """The base, the inputs, then each method with its few numbers."""
-    if family.base is not None:
+    if family.base is not None and family.base.digest not in {model.digest for model in family.models}:
         yield Candidate("base", None, family.base.path)
     for i, model in enumerate(family.models, start=1):
         yield Candidate(f"model {i}", None, model.path)

@@ -59,8 +59,8 @@ def test_a_model_that_was_not_trained_from_the_given_base_is_refused(
 ) -> None:
     copy = foreign(tiny_model, tmp_path / "copy")
     refused(
-        MergeRecipe(method="ties"), tmp_path, InputError, r"was not trained from model \([0-9a-f]{12}\); .*edgealign show",
-        models=[stranger, copy], base=tiny_model,
+        MergeRecipe(method="ties"), tmp_path, InputError,
+        r"was not trained from model \([0-9a-f]{12}\); .*edgealign show", models=[stranger, copy], base=tiny_model,
     )
 
 
@@ -72,7 +72,8 @@ def test_task_arithmetic_without_a_base_is_refused(tiny_model: Path, stranger: P
 def test_three_models_have_no_slerp(tiny_model: Path, stranger: Path, tmp_path: Path) -> None:
     models = [tiny_model, foreign(tiny_model, tmp_path / "a"), foreign(stranger, tmp_path / "b")]
     (tmp_path / "a" / "LICENSE").write_text("free", encoding="utf-8")
-    refused(MergeRecipe(method="slerp"), tmp_path, InputError, "3 models: slerp lies between exactly two", models=models)
+    recipe = MergeRecipe(method="slerp")
+    refused(recipe, tmp_path, InputError, "3 models: slerp lies between exactly two", models=models)
 
 
 def test_another_chat_template_is_refused(tiny_model: Path, stranger: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ DIES_ALWAYS = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(probe.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.delenv(probe.COMMAND_VARIABLE, raising=False)
     probe._warn.cache_clear()
@@ -95,6 +95,22 @@ def test_another_library_or_cpu_asks_again(monkeypatch: pytest.MonkeyPatch) -> N
         keys.add(probe.build_key(command))
     probe.build_key.cache_clear()
     assert len(keys) == 3
+
+
+def test_an_absent_library_is_a_missing_tool_and_no_child_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "library_lines", lambda: probe.ABSENT)
+    monkeypatch.setattr(probe, "judge", lambda command: pytest.fail("asked"))
+    with pytest.raises(ToolMissing, match=r"llama-cpp-python: is not installed; install it with: CMAKE_ARGS"):
+        probe.extra_buffers_work()
+
+
+def test_a_containers_quota_limits_the_usable_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "cpu.max"
+    monkeypatch.setattr(probe, "CGROUP_LIMIT", limit)
+    free = probe.usable_cores()
+    for text, cores in (("max 100000", free), ("100000 100000", 1), ("20000 100000", 1), ("99900000 100000", free)):
+        limit.write_text(text)
+        assert probe.usable_cores() == cores
 
 
 @pytest.mark.runtime

@@ -38,7 +38,8 @@ def child(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeMod
         source = open_artifact(base or tiny_model)
         out = tmp_path_factory.mktemp("child") / name
         with publish(
-            out, kind="model", format="huggingface", stage="sft", recipe={"seed": seed}, inputs=[source.as_input("model")]
+            out, kind="model", format="huggingface", stage="sft", recipe={"seed": seed},
+            inputs=[source.as_input("model")],
         ) as draft:
             for file in source.path.iterdir():
                 if file.name != "manifest.json":
@@ -217,7 +218,7 @@ def test_a_lora_without_effect_is_not_merged(
 def test_a_search_publishes_the_best_candidate_and_leaves_nothing_else(
     child: MakeModel, tiny_model: Path, tmp_path: Path
 ) -> None:
-    good, bad = child(11, noise=0.0, name="good"), child(12, noise=0.3, name="bad")
+    good, bad = child(11, noise=1e-4, name="good"), child(12, noise=0.3, name="bad")
     data = tmp_path / "held_out.jsonl"
     rows = [
         {"messages": [{"role": "user", "content": f"word {i}"}, {"role": "assistant", "content": f"answer {i}"}]}
