@@ -64,7 +64,7 @@ def fit_ours(model_dir: Path, pairs: Sequence[tuple[list[int], list[int], list[i
 
     anchored = args.worker == "ours-anchor"
     network: Any = load_model(model_dir, dtype=args.dtype)
-    recipe = LoraRecipe(epochs=1, learning_rate=LEARNING_RATE, anchor=1.0 if anchored else 0.0)
+    recipe = LoraRecipe(epochs=1, learning_rate=LEARNING_RATE, anchor=1.0 if anchored else 0.0, chosen_nll=0.0)
     start_s = time.perf_counter()
     names = lora_targets(network).modules
     layers = wrap(network, names, rank=RANK, scale=ALPHA / RANK, seed=0)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgealign.runtimes.session import Logits
 
 CALL_TIMEOUT_S = 600.0
+LARGE_LOGIT = 4.0  # the gate for 16-bit caches was measured on logits up to about this
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ def check_default_mode(subject: Subject, session: ProcessSession, prompt: list[i
     subject.switch_oracle(None)
     expected = subject.oracle.score(prompt)
     got = np.stack([session.prefill(prompt[:-steps]), *(session.step(token) for token in prompt[-steps:])])
-    tolerance = subject.recipe.default_tolerance * _scale(expected)
+    # 16-bit rounding is relative: a trained model's large logits carry a larger error than a random model's.
+    tolerance = subject.recipe.default_tolerance * max(1.0, float(np.abs(expected).max()) / LARGE_LOGIT)
     note = "the runtime's own settings (16-bit cache) against torch"
     return [largest("logits.default_mode", got - expected[-len(got) :], tolerance, note)]
 

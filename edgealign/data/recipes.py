@@ -13,7 +13,7 @@ class SynthRecipe:
 
     conversations: int = option(3600, ge=10, help="conversations for supervised fine-tuning")
     pairs: int = option(600, ge=4, help="pairs for the alignment of everyone: right answer against a wrong one")
-    choices: int = option(48, ge=4, le=64, help="choices per user")
+    choices: int = option(64, ge=4, le=64, help="choices per user")
     noise: float = option(
         4.0,
         gt=0.0,

@@ -40,8 +40,9 @@ def base_answers(
     """
     asked = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
     width = max(len(prompt) for prompt in asked)
-    tokens = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in asked])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in asked])
+    device = next(model.parameters()).device
+    tokens = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in asked], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in asked], device=device)
     with torch.no_grad():
         out = model.generate(
             input_ids=tokens, attention_mask=mask, generation_config=_greedy(n_tokens, end_id, pad_id)

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgealign.errors import CheckFailed
-from edgealign.objectives.loss import pair_loss
+from edgealign.objectives.loss import mean_tokens, pair_loss
 from edgealign.objectives.scores import Ragged, pad_ragged
 from edgealign.objectives.table import Objective
 from edgealign.personalize.anchor import anchor_loss
@@ -28,7 +28,7 @@ from edgealign.train.layout import Batch, Tree, lay_out
 from edgealign.train.logprobs import token_logprobs
 from edgealign.train.shortconv import kernel_width, tree_rows
 
-TOKENS_PER_PASS = 4096
+TOKENS_PER_PASS = 2048  # activations of the LFM2-350M shape: about 1 MiB per token in bfloat16
 ATTENTION_TOKENS = 6000.0  # tokens of a row at which attention costs as much as the layers' products, roughly
 
 
@@ -39,6 +39,7 @@ class Step:
     loss: float
     preference: float
     anchor: float
+    chosen: float  # nats per token of the chosen answers
     margin: float  # what the pair term saw, before beta
 
 
@@ -70,7 +71,7 @@ def fit(
     with tree_rows(model), bar(total=len(steps), label="fitting") as advance:
         reference = _score([i for i in range(len(trees)) if i not in steps[0]], model, trees, width)
         for chosen in steps:
-            row = torch.zeros(4, dtype=torch.float64)
+            row = torch.zeros(len(fields(Step)), dtype=torch.float64)
             for group in passes([trees[i].n_tokens for i in chosen]):
                 indices = [chosen[i] for i in group.examples]
                 batch = _batch(trees, indices, group.rows, width).to(device)
@@ -78,7 +79,8 @@ def fit(
                 for i, part in zip(indices, _per_tree(logps.detach(), trees, indices), strict=True):
                     reference.setdefault(i, part)
                 before = torch.cat([reference[i] for i in indices])
-                loss, parts = _loss(logps, before, batch, len(trees[indices[0]].leaves), objective, beta, recipe.anchor)
+                leaves = len(trees[indices[0]].leaves)
+                loss, parts = _loss(logps, before, batch, leaves, objective, beta, recipe)
                 (loss / len(chosen)).backward()  # type: ignore[no-untyped-call]
                 row += torch.tensor([float(loss.detach()), *parts], dtype=torch.float64)
             if not bool(row.isfinite().all()):
@@ -163,9 +165,9 @@ def _per_tree(values: Tensor, trees: Sequence[Tree], indices: Sequence[int]) -> 
 
 
 def _loss(
-    logps: Tensor, before: Tensor, batch: Batch, leaves: int, objective: Objective, beta: float, weight: float
+    logps: Tensor, before: Tensor, batch: Batch, leaves: int, objective: Objective, beta: float, recipe: LoraRecipe
 ) -> tuple[Tensor, list[float]]:
-    """Summed loss over the choices, and the sums of preference loss, anchor and margin."""
+    """Summed loss over the choices, and the sums of preference loss, anchor, chosen loss and margin."""
     policy, reference = (pad_ragged(Ragged(values, batch.sequence, batch.lengths)) for values in (logps, before))
     pairs = torch.arange(batch.n_sequences, device=logps.device) % leaves < 2
     result = pair_loss(objective, policy.select(pairs), reference.select(pairs), beta=beta)
@@ -174,5 +176,8 @@ def _loss(
     if leaves > 2:
         own = ~pairs
         anchor = anchor_loss(policy.select(own), reference.select(own)).sum()
-    parts = (preference, anchor, result.delta.sum())
-    return preference + weight * anchor, [float(part.detach()) for part in parts]
+    liked = policy.select(torch.arange(batch.n_sequences, device=logps.device) % leaves == 0)
+    chosen = -mean_tokens(liked.values, liked.mask).sum()
+    parts = (preference, anchor, chosen, result.delta.sum())
+    total = preference + recipe.anchor * anchor + recipe.chosen_nll * chosen
+    return total, [float(part.detach()) for part in parts]

@@ -153,11 +153,15 @@ def slug(user: str) -> str:
 def _adapted(
     recipe: LoraRecipe, folder: Path, dtype: str, population: Mapping[str, Factors]
 ) -> tuple[Any, dict[str, LowRankLinear], Coverage]:
+    import torch
+
     from edgealign.models.lint import describe, lora_targets
     from edgealign.models.load import load_model
     from edgealign.personalize.lowrank import wrap
 
     network: Any = load_model(folder, dtype=dtype)
+    if torch.cuda.is_available():
+        network.to("cuda")
     coverage = lora_targets(network, list(recipe.targets))
     say(describe(coverage))
     scale = recipe.alpha / recipe.rank

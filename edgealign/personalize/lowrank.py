@@ -114,7 +114,8 @@ def wrap(
             linear = model.get_submodule(name)
             if not isinstance(linear, nn.Linear):
                 raise InputError(name, "is not a linear layer of this model", "fit the population adapter again")
-            wrapped[name] = LowRankLinear(linear, rank=rank, scale=scale, frozen=population.get(name))
+            layer = LowRankLinear(linear, rank=rank, scale=scale, frozen=population.get(name))
+            wrapped[name] = layer.to(linear.weight.device)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, wrapped[name])
     return wrapped
@@ -144,8 +145,8 @@ def write_peft(
         missing = rank - part.a.shape[0]  # PEFT wants one rank: fill with factors that add nothing
         a = torch.cat((part.a, part.a.new_zeros(missing, part.a.shape[1])))
         b = torch.cat((part.b, part.b.new_zeros(part.b.shape[0], missing)), dim=1)
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = a.contiguous()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = b.contiguous()
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = a.cpu().contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = b.cpu().contiguous()
     config = {
         **PLAIN, "base_model_name_or_path": base_name, "inference_mode": True, "init_lora_weights": True,
         "lora_alpha": rank if together else alpha, "lora_dropout": 0.0, "r": rank, "revision": None,

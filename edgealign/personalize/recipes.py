@@ -35,7 +35,11 @@ class LoraRecipe:
         1.0, ge=0.0, help="weight of the base-answer anchor; 0 turns it off",
         source="BAPO, arXiv 2407.00693, our reading",
     )
-    anchor_tokens: int = option(24, ge=1, le=1024, unit="tokens", help="length of the base answers that are anchored")
+    anchor_tokens: int = option(16, ge=1, le=1024, unit="tokens", help="length of the base answers that are anchored")
+    chosen_nll: float = option(
+        1.0, ge=0.0, help="weight of the chosen answers' own loss: without it a fit lowers what was rejected, and what "
+        "was chosen with it", source="iterative reasoning RPO, arXiv 2404.19733: DPO + NLL / n, weights 1 and 1",
+    )  # fmt: skip
     prior_strength: float = option(
         8.0, ge=0.0, unit="choices",
         help="the user's delta is scaled by n / (n + this): few choices move a user a little",

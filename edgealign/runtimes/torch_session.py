@@ -159,9 +159,9 @@ class TorchSession:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise InputError(path, f"does not fit this model ({reason})", "fit it on this model") from error
         self._peft.eval()
-        attached = {
-            key: tuple(value.shape) for key, value in get_peft_model_state_dict(self._peft, adapter_name=name).items()
-        }
+        # Without save_embedding_layers PEFT would ask the hub for the base's configuration.
+        state = get_peft_model_state_dict(self._peft, adapter_name=name, save_embedding_layers=False)
+        attached = {key: tuple(value.shape) for key, value in state.items()}
         if given != attached:
             odd = sorted(given.items() ^ attached.items())[0][0]
             self._detach(name)

@@ -5,7 +5,8 @@ predict a learned token meet the vocabulary projection, a chunk at a time. Log-s
 
 How to fit a LoRA on a few pairs with these parts, without any trainer:
 
-    from edgealign.objectives.loss import pair_loss           # and edgealign.objectives.table.find
+    from edgealign.objectives.loss import pair_loss
+    from edgealign.objectives.table import find
     from edgealign.train.adapt import add_lora
     from edgealign.train.layout import pack, pair
     from edgealign.train.logprobs import sequence_logprobs
@@ -16,12 +17,15 @@ How to fit a LoRA on a few pairs with these parts, without any trainer:
     with tree_rows(model):
         with torch.no_grad():
             reference = sequence_logprobs(model, batch)       # before add_lora; (S, L) values and mask
-        model = add_lora(model, rank=8, alpha=16.0, targets=(), seed=0)
+        model = add_lora(model, rank=8, alpha=16.0)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
         for _ in range(epochs):
             result = pair_loss(find("ln_dpo"), sequence_logprobs(model, batch), reference)
             result.loss.mean().backward()
             optimizer.step(); optimizer.zero_grad()
+
+`scoring.Passes` does the packing, the precision and the cutting into passes; `reference.reference_scores` caches the
+reference; `trainer.fit` is the whole loop with a schedule, a log and checkpoints.
 
 Shape legend: B rows, T tokens, D hidden size, V vocabulary, N learned tokens, S sequences, L longest sequence.
 """
@@ -35,9 +39,11 @@ from torch import Tensor, nn
 
 from edgealign.errors import InputError
 from edgealign.objectives.scores import Ragged, Scores, pad_ragged
-from edgealign.train.layout import Batch
-from edgealign.train.shortconv import TAPS, follows_taps, short_convolutions
+from edgealign.train.layout import Batch, branches, document, pack
+from edgealign.train.shortconv import TAPS, follows_taps, kernel_width, short_convolutions, tree_rows
 
+VERIFIED = ("lfm2", "lfm2_moe", "llama", "qwen3", "gemma3_text")  # the tests compare these with plain forward passes
+LAYOUT_TOLERANCE_NATS = 0.05  # bfloat16 weights differ by up to about 0.02
 CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB of float32 (256 positions of a 65,536-token vocabulary)
 
 
@@ -80,6 +86,33 @@ def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
     )
     last: Tensor = out.last_hidden_state
     return last
+
+
+def check_layout(model: nn.Module) -> None:
+    """Compare a small tree with the model's own forward pass: an architecture that nobody has tried may do more.
+
+    Raises:
+        InputError: the two disagree, so training would learn from wrong numbers.
+    """
+    core: Any = causal_lm(model)
+    if core.config.model_type in VERIFIED:
+        return
+    device = next(core.parameters()).device
+    prompt, answers = (3, 4, 5), ((6, 7), (8, 9, 10))
+    with torch.no_grad(), tree_rows(model):
+        batch = pack([document((11, 12), (False, False)), branches(prompt, answers)], kernel=kernel_width(model))
+        got = token_logprobs(model, batch.to(device))
+        wanted = []
+        for answer in answers:
+            logits = core(input_ids=torch.tensor([[*prompt, *answer]], device=device)).logits[0, 2:-1]
+            logp = torch.log_softmax(logits.float(), -1)
+            wanted.append(logp.gather(1, torch.tensor(answer, device=device)[:, None]).squeeze(1))
+    error = float((got - torch.cat(wanted)).abs().max())
+    if not error < LAYOUT_TOLERANCE_NATS:
+        raise InputError(
+            str(core.config.model_type), f"scores differ by {error:.2g} nats from its own forward pass when packed",
+            f"train one of: {', '.join(VERIFIED)}",
+        )
 
 
 def causal_lm(model: nn.Module) -> nn.Module:

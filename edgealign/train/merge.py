@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,9 @@ def _merge_adapter(recipe: MergeRecipe, model: Artifact, adapter_dir: Path, out:
     tokenizer = load_tokenizer(model.path)
     dtype = stored_dtype(config, recipe.dtype)
     tokens = torch.tensor([_probe_ids(tokenizer)])
-    adapted = PeftModel.from_pretrained(load_model(model.path), str(adapter.path)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers by an old name
+        adapted = PeftModel.from_pretrained(load_model(model.path), str(adapter.path)).eval()
     attached = _logits(adapted, tokens)
     with adapted.disable_adapter():
         moved = float((attached - _logits(adapted, tokens)).abs().max())

@@ -38,6 +38,7 @@ from edgealign.train.checkpoints import full_disk
 from edgealign.train.curves import Panel, draw_curves
 from edgealign.train.examples import Examples
 from edgealign.train.layout import Tree
+from edgealign.train.logprobs import check_layout
 from edgealign.train.precision import choose_precision, count_parameters, fixed_threads
 from edgealign.train.recipes import TrainRecipe
 from edgealign.train.scoring import Passes, evaluate
@@ -142,6 +143,7 @@ def _load_base(source: Artifact, tokenizer: Any, recipe: TrainRecipe) -> Base:
     model: Any = load_model(source.path, dtype=precision.weights)
     if torch.cuda.is_available():
         model.to("cuda")
+    check_layout(model)
     passes = Passes.of(
         model, precision, tokens_per_pass=recipe.tokens_per_pass, pad_id=int(tokenizer.pad_token_id or 0)
     )

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _frozen_imports():
+    """The trainer collects garbage whenever it starts; without the imported libraries that takes no time."""
+    import transformers.trainer  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

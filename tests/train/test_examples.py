@@ -99,7 +99,7 @@ def test_full_training_keeps_float32_weights_in_bfloat16_arithmetic():
     assert choose_precision("float32", lora=True, n_parameters=1).autocast is False
 
 
-@pytest.mark.parametrize("n_rows", [1, 2, 29, 30, 200])
+@pytest.mark.parametrize("n_rows", [1, 40])
 def test_curves_are_drawn_for_any_number_of_steps(n_rows, tmp_path):
     rows = [{"step": i + 1, "loss": 1.0 / (i + 1), "learning_rate": 1e-4, "hit": 0.5, "kl": 0.0} for i in range(n_rows)]
     for name, panels in (("sft", SFT_PANELS), ("dpo", PREFERENCE_PANELS)):

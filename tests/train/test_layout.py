@@ -15,6 +15,7 @@ from edgealign.train.layout import (
     pack,
     pair,
     split_by_tokens,
+    split_in_rows,
     stack,
 )
 
@@ -140,6 +141,22 @@ def test_groups_hold_every_example_once_and_keep_to_the_budget(lengths, budget):
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         assert sum(lengths[i] for i in group) <= budget or len(group) == 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows"),
+    [
+        ([280] * 4, [[0], [1], [2], [3]]),  # equal lengths need no padding
+        ([500, 300, 190], [[0], [1, 2]]),
+        ([500, 300, 50], [[0, 1, 2]]),  # two rows would pad 150 of 850
+        ([700, 690, 60], [[0, 1, 2]]),
+        ([900], [[0]]),
+        ([10, 10, 10], [[0, 1, 2]]),
+        ([], []),
+    ],
+)
+def test_rows_are_short_unless_that_takes_much_padding(lengths, rows):
+    assert split_in_rows(lengths, row_tokens=512) == rows
 
 
 def test_moving_a_batch_moves_every_tensor():

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from edgealign.errors import InputError
+from edgealign.train import logprobs
 from edgealign.train.adapt import add_lora
 from edgealign.train.layout import document, pack, pair, stack
-from edgealign.train.logprobs import output_projection, sequence_logprobs, token_logprobs
+from edgealign.train.logprobs import check_layout, output_projection, sequence_logprobs, token_logprobs
+from edgealign.train.precision import Precision
+from edgealign.train.scoring import Passes
 from edgealign.train.shortconv import follows_taps, kernel_width, short_convolutions, tree_rows
 
 ARCHITECTURES = ("lfm2", "lfm2_moe", "llama", "qwen3", "gemma3")
@@ -205,6 +208,30 @@ def test_an_ordinary_forward_inside_the_block_is_unchanged(lfm2, tokens):
 def test_scoring_outside_the_block_is_an_error(lfm2, tokens):
     with pytest.raises(RuntimeError, match="with tree_rows"):
         token_logprobs(lfm2, pack([document(tokens(4), (True,) * 4)], kernel=3))
+
+
+def test_an_untried_architecture_is_checked_against_its_own_forward_pass(make_model, monkeypatch):
+    model = make_model("llama")
+    monkeypatch.setattr(logprobs, "VERIFIED", ("lfm2",))
+    check_layout(model)
+    original = logprobs.hidden_states
+    monkeypatch.setattr(logprobs, "hidden_states", lambda *args: 1.2 * original(*args))
+    with pytest.raises(InputError, match=r"llama: scores differ by .* nats from its own forward pass"):
+        check_layout(model)
+
+
+def test_a_lora_in_bfloat16_scores_the_same_without_the_casts_of_peft(make_model, tokens):
+    model = add_lora(make_model("lfm2").bfloat16(), rank=2, alpha=4.0)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    passes = Passes.of(model, Precision("bfloat16", "bfloat16", True), tokens_per_pass=64)
+    trees = [pair(tokens(4), tokens(6), tokens(3))]
+    with tree_rows(model):
+        batch = passes.batch(trees, [0], "cpu")
+        quick = passes.logprobs(model, batch)
+        with passes.precision.context():
+            slow = token_logprobs(model, batch)
+    assert torch.equal(quick, slow)
+    quick.sum().backward()
 
 
 def test_a_model_with_recurrent_layers_is_refused():

@@ -81,8 +81,15 @@ def test_manifest_and_log_name_no_path_and_hold_no_text(tiny_model, pairs, tmp_p
                 assert b"Say 3." not in content, file
 
 
-@pytest.mark.parametrize("objective", ["ln_dpo", "dpo"])
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(
+    ("objective", "lora"),
+    [
+        ("ln_dpo", True),
+        ("dpo", False),
+        pytest.param("ln_dpo", False, marks=pytest.mark.slow),
+        pytest.param("dpo", True, marks=pytest.mark.slow),
+    ],
+)
 def test_preference_training_ranks_held_out_pairs_better(objective, lora, tiny_model, pairs, tmp_path):
     recipe = PreferenceRecipe(**SMALL, epochs=4, objective=objective, lora=lora, learning_rate=5e-3 if lora else 5e-4)
     made = preference.run(recipe, model=tiny_model, data=[pairs], out=tmp_path / "out")
