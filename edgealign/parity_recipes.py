@@ -33,7 +33,8 @@ class VerifyRecipe:
         1e-4, help="F32 file, F32 cache: largest logit difference", gt=0, unit="logit", source=_MEASURED
     )
     default_tolerance: float = option(
-        5e-3, help="F32 file, the runtime's own F16 cache: largest difference, for logits up to 4; in proportion above", gt=0, unit="logit"
+        5e-3, help="F32 file, the runtime's own F16 cache: largest difference, for logits up to 4, in proportion above",
+        gt=0, unit="logit",
     )
     state_tolerance: float = option(
         0.05, help="quantised file: largest difference between two ways to feed one prompt, in standard "

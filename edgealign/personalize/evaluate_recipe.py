@@ -11,8 +11,8 @@ from edgealign.recipe import option
 class EvaluateRecipe:
     """Answers to unseen prompts with and without each user's adapter, in torch and in the shipped runtime."""
 
-    prompts: int = option(12, ge=1, help="unseen prompts")
-    samples: int = option(2, ge=1, help="sampled answers per prompt and user")
+    prompts: int = option(32, ge=1, help="unseen prompts")
+    samples: int = option(1, ge=1, help="sampled answers per prompt and user")
     choices: int = option(48, ge=1, help="unseen choices per user, at most")
     max_tokens: int = option(1024, ge=16, unit="tokens", help="longest prompt + answer of a choice")
     max_new_tokens: int = option(160, ge=1, unit="tokens", help="longest answer")

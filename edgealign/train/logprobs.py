@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from edgealign.errors import InputError
 from edgealign.objectives.scores import Ragged, Scores, pad_ragged
 from edgealign.train.layout import Batch, branches, document, pack
-from edgealign.train.shortconv import TAPS, follows_taps, kernel_width, short_convolutions, tree_rows
+from edgealign.train.shortconv import TAPS, follows_taps, kernel_width, plan_taps, short_convolutions, tree_rows
 
 VERIFIED = ("lfm2", "lfm2_moe", "llama", "qwen3", "gemma3_text")  # the tests compare these with plain forward passes
 LAYOUT_TOLERANCE_NATS = 0.05  # bfloat16 weights differ by up to about 0.02
@@ -76,7 +76,7 @@ def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
     if convolutions:
         if not all(follows_taps(module) for module in convolutions):
             raise RuntimeError("call this inside `with tree_rows(model):`, or short convolutions mix the sequences")
-        extra[TAPS] = batch.taps
+        extra[TAPS] = plan_taps(batch.taps)
     out = core.get_decoder()(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,

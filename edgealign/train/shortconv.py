@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,40 +79,83 @@ def refuse_recurrent_layers(model: nn.Module) -> None:
         )
 
 
-class _Shift(torch.autograd.Function):
-    """rows[i] = u[index[i]], or zeros where index[i] == len(u)."""
+@dataclass(frozen=True)
+class Taps:
+    """Where each token's predecessors are. Almost always it is the row before, so only the exceptions are listed.
+
+    `jumps[d - 1]`: (rows, sources) of the rows whose predecessor at distance d is elsewhere; the number of rows as
+    a source means that there is none.
+    """
+
+    jumps: tuple[tuple[Tensor, Tensor], ...]
+
+
+def plan_taps(taps: Tensor) -> Taps:
+    """`Batch.taps` (K-1, B*T) as the convolutions read them; once per batch, for all layers."""
+    jumps = []
+    for distance, source in enumerate(taps, start=1):
+        usual = torch.arange(-distance, source.numel() - distance, device=source.device)
+        rows = (source != usual).nonzero().squeeze(1)
+        jumps.append((rows, source[rows]))
+    return Taps(tuple(jumps))
+
+
+def _shift(u: Tensor, distance: int, jumps: tuple[Tensor, Tensor]) -> Tensor:
+    """(R, D) -> (R, D): each row's predecessor at this distance, zeros where it has none."""
+    rows, sources = jumps
+    out = torch.empty_like(u)
+    out[distance:] = u[:-distance]  # a plain copy; gathering every row costs several times as much
+    absent = (sources == u.shape[0])[:, None]
+    return out.index_copy_(0, rows, u[sources.clamp(max=u.shape[0] - 1)].masked_fill_(absent, 0.0))
+
+
+def _unshift(grad: Tensor, into: Tensor, distance: int, jumps: tuple[Tensor, Tensor]) -> None:
+    """The transpose of `_shift`, added to `into`; overwrites `grad`."""
+    rows, sources = jumps
+    there = sources < grad.shape[0]
+    jumped = grad[rows[there]]
+    grad.index_fill_(0, rows, 0.0)
+    into[:-distance] += grad[distance:]
+    into.index_add_(0, sources[there], jumped)
+
+
+class _TreeConvolution(torch.autograd.Function):
+    """Depthwise convolution along the paths: u (R, D), kernel (K, D), its last row for the token itself -> (R, D)."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, index: Tensor) -> Tensor:
-        """u (R, D), index (R,) -> (R, D)"""
-        ctx.save_for_backward(index)
-        return torch.cat((u, u.new_zeros(1, u.shape[1]))).index_select(0, index)
+    def forward(ctx: Any, u: Tensor, kernel: Tensor, taps: Taps) -> Tensor:
+        ctx.save_for_backward(u, kernel)
+        ctx.taps = taps
+        mixed = u * kernel[-1]
+        for distance, jumps in enumerate(taps.jumps, start=1):
+            mixed.addcmul_(_shift(u, distance, jumps), kernel[-1 - distance])
+        return mixed
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (grad,) = grads
-        out = grad.new_zeros(grad.shape[0] + 1, grad.shape[1])
-        return out.index_add_(0, index, grad)[:-1], None
-
-
-def _shift(u: Tensor, index: Tensor) -> Tensor:
-    shifted: Tensor = _Shift.apply(u, index)  # type: ignore[no-untyped-call]
-    return shifted
+        u, kernel = ctx.saved_tensors
+        grad_u = grad * kernel[-1]
+        grad_kernel = torch.empty_like(kernel) if ctx.needs_input_grad[1] else None
+        if grad_kernel is not None:
+            grad_kernel[-1] = (grad * u).sum(0)
+        for distance, jumps in enumerate(ctx.taps.jumps, start=1):
+            _unshift(grad * kernel[-1 - distance], grad_u, distance, jumps)
+            if grad_kernel is not None:
+                grad_kernel[-1 - distance] = (grad * _shift(u, distance, jumps)).sum(0)
+        return grad_u, grad_kernel, None
 
 
 def _forward(module: Any, original: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """hidden_states (B, T, D) -> (B, T, D)"""
-    taps: Tensor | None = kwargs.pop(TAPS, None)
+    taps: Taps | None = kwargs.pop(TAPS, None)
     if taps is None:
         out: Tensor = original(hidden_states, *args, **kwargs)
         return out
     gate_in, gate_out, x = module.in_proj(hidden_states).chunk(3, dim=-1)
     u = (gate_in * x).flatten(0, 1)  # (B*T, D)
-    kernel = module.conv.weight.squeeze(1).to(u.dtype)  # (D, K); the last column weighs the token itself
-    mixed = u * kernel[:, -1]
-    for distance, index in enumerate(taps, start=1):
-        mixed = torch.addcmul(mixed, _shift(u, index), kernel[:, -1 - distance])
+    kernel = module.conv.weight.squeeze(1).to(u.dtype).t().contiguous()  # (K, D): rows, because columns are slow to read
+    mixed: Tensor = _TreeConvolution.apply(u, kernel, taps)  # type: ignore[no-untyped-call]
     if module.conv.bias is not None:
         mixed = mixed + module.conv.bias.to(u.dtype)
     projected: Tensor = module.out_proj(gate_out * mixed.unflatten(0, gate_out.shape[:2]))
