@@ -24,13 +24,14 @@ install: $(VENV)/installed-run
 
 # llama-cpp-python compiles here; its default build crashes on some CPUs, so the flags are chosen by looking
 # at this one (edgealign/runtimes/llama_flags.py says which and why).
-$(VENV)/installed-run: pyproject.toml
+$(VENV)/installed-run: pyproject.toml constraints.txt
 	test -x $(PYTHON) || $(BASE) -m venv $(VENV)
-	CMAKE_ARGS="$$($(PYTHON) edgealign/runtimes/llama_flags.py)" $(PYTHON) -m pip install --quiet -e ".[gguf,merge]"
+	@echo "installing into $(VENV); the first time llama.cpp is compiled, about 5 minutes on 2 cores"
+	CMAKE_ARGS="$$($(PYTHON) edgealign/runtimes/llama_flags.py)" $(PYTHON) -m pip install --quiet -c constraints.txt -e ".[gguf,merge]"
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed-run
-	$(PYTHON) -m pip install --quiet -e ".[gguf,merge,dev]"
+	$(PYTHON) -m pip install --quiet -c constraints.txt -e ".[gguf,merge,dev]"
 	touch $@
 
 clean:
