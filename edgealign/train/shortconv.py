@@ -2,8 +2,8 @@
 
 transformers runs the depthwise kernel over neighbours in memory, which mixes packed documents and the two
 completions of a pair. Here each token reads its predecessors along its own path (`Batch.taps`), so that
-nothing leaks; as K shifted multiply-adds in the (B, T, D) layout it is also faster on a CPU than
-`F.conv1d` with `groups=D` and the transposes around it.
+nothing leaks. It runs as K shifted multiply-adds in the (B, T, D) layout, without `F.conv1d` with `groups=D` and the
+transposes around it.
 
 `tree_rows(model)` swaps the forward of those modules for as long as its `with` block lasts. Without taps among
 the keyword arguments (generation, an ordinary forward) the original forward runs, so the block is safe to be in.
@@ -154,9 +154,9 @@ def _forward(module: Any, original: Any, hidden_states: Tensor, *args: Any, **kw
         return out
     gate_in, gate_out, x = module.in_proj(hidden_states).chunk(3, dim=-1)
     u = (gate_in * x).flatten(0, 1)  # (B*T, D)
-    kernel = module.conv.weight.squeeze(1).to(u.dtype).t().contiguous()  # (K, D): rows, because columns are slow to read
+    kernel = module.conv.weight.squeeze(1).to(u.dtype).t().contiguous()  # (K, D): a row is quicker to read
     mixed: Tensor = _TreeConvolution.apply(u, kernel, taps)  # type: ignore[no-untyped-call]
     if module.conv.bias is not None:
         mixed = mixed + module.conv.bias.to(u.dtype)
-    projected: Tensor = module.out_proj(gate_out * mixed.unflatten(0, gate_out.shape[:2]))
+    projected: Tensor = module.out_proj(gate_out * mixed.view_as(gate_out))
     return projected
