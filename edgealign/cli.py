@@ -34,6 +34,9 @@ OutOption = Annotated[Path, typer.Option("--out", help="directory to publish; it
 ModelOption = Annotated[str, typer.Option("--model", help="model directory or hub id")]
 DataOption = Annotated[list[str], typer.Option("--data", help="data file, directory or hub id; repeatable")]
 AdapterOption = Annotated[list[str] | None, typer.Option("--adapter", help="NAME=DIR; repeatable")]
+ValidOption = Annotated[
+    list[str] | None, typer.Option("--valid", help="held-out data; without it a share of --data is held out")
+]
 MapOption = Annotated[list[str] | None, typer.Option("--map", help="theirs=ours, a column by another name")]
 
 
@@ -85,7 +88,8 @@ def run(
     loaded = pipeline.load_preset(preset)
     target = out or Path("runs") / loaded.name
     if dry_run:
-        emit({"stages": pipeline.plan_preset(loaded, out=target, data=data)}, json=json, text=cli_options.plan_text)
+        plan = {"cost": loaded.cost, "stages": pipeline.plan_preset(loaded, out=target, data=data)}
+        emit(plan, json=json, text=cli_options.plan_text)
         return
     result = pipeline.run_preset(loaded, out=target, data=data, force=force)
     emit(result, json=json, text=cli_options.run_text)
@@ -167,13 +171,14 @@ def sft(
     model: ModelOption,
     data: DataOption,
     out: OutOption,
+    valid: ValidOption = None,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     overrides: Overrides,
 ) -> None:
     """Supervised fine-tuning on conversations, instructions or plain text."""
-    cli_options.run_stage("sft", overrides, config, dry_run, json, model=model, data=data, out=out)
+    cli_options.run_stage("sft", overrides, config, dry_run, json, model=model, data=data, valid=valid or [], out=out)
 
 
 @app.command()
@@ -183,13 +188,14 @@ def dpo(
     model: ModelOption,
     data: DataOption,
     out: OutOption,
+    valid: ValidOption = None,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     overrides: Overrides,
 ) -> None:
     """Preference training on pairs; the default objective is length-normalised DPO."""
-    cli_options.run_stage("dpo", overrides, config, dry_run, json, model=model, data=data, out=out)
+    cli_options.run_stage("dpo", overrides, config, dry_run, json, model=model, data=data, valid=valid or [], out=out)
 
 
 @app.command()

@@ -99,7 +99,7 @@ def directories(items: list[str] | None) -> dict[str, Path]:
 
 
 def plan_text(value: Mapping[str, Any]) -> str:
-    lines = []
+    lines = [f"measured: {value['cost']}"] if value.get("cost") else []
     for entry in value["stages"]:
         state = "published already" if entry.get("published") else "would run"
         lines.append(f"{entry.get('id', entry['run'])}: {entry['run']}, {state}")

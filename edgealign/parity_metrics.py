@@ -3,9 +3,10 @@
 A model with random weights spreads its probability over the whole vocabulary: any two of its distributions have a small
 KL divergence, and its likeliest token is decided by noise. So three numbers stand together. The KL divergence weighs
 what a sampler would do. The correlation of the logits is free of scale. Agreement on the likeliest token counts only
-where the reference is decided: where its lead over the runner-up exceeds the noise that the recipe admits. That noise
-is fixed beforehand, not taken from what is observed, so that a bad export cannot excuse its own errors; where fewer
-than ``LEAST_DECIDED`` positions are decided, agreement is not judged at all, and the report says so.
+where the reference is decided: where it gives one token more than half of the probability, and the lead over the
+runner-up exceeds the noise that the recipe admits. That noise is fixed beforehand, not taken from what is observed, so
+that a bad export cannot excuse its own errors; where fewer than ``LEAST_DECIDED`` positions are decided, agreement is
+not judged at all, and the report says so.
 
 Shape legend: T positions, V vocabulary.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # A lead of this many standard deviations of (noise of the first - noise of the second) is decided: 2.3 % chance errors.
 DECIDED_SIGMAS = 2.0
 LEAST_DECIDED = 20
+LEAST_PROBABILITY = 0.5  # a barely trained model leans on the same few frequent tokens everywhere, and is sure of none
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,14 @@ def measure(pairs: Iterable[tuple[Logits, Logits]], *, admitted_noise: float) ->
 
 
 def decided(reference: Logits, admitted_noise: float) -> npt.NDArray[np.bool_]:
-    """Where the lead of the likeliest token (T,) exceeds the noise, given in standard deviations of the logits.
+    """Where the likeliest token (T,) has most of the probability and leads by more than the noise.
 
-    A difference of two logits has the noise of one times sqrt(2).
+    The noise is in standard deviations of the logits; a difference of two logits has that of one times sqrt(2).
     """
     top = np.partition(reference, -2, axis=-1)[:, -2:]
     least = DECIDED_SIGMAS * np.sqrt(2) * admitted_noise * reference.std(axis=-1)
-    clear: npt.NDArray[np.bool_] = (top[:, 1] - top[:, 0]) > least
+    sure = log_softmax(reference).max(axis=-1) > np.log(LEAST_PROBABILITY)
+    clear: npt.NDArray[np.bool_] = sure & ((top[:, 1] - top[:, 0]) > least)
     return clear
 
 

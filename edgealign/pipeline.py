@@ -24,6 +24,7 @@ from typing import Any
 from edgealign import __version__, recipe, stages
 from edgealign.artifact import MANIFEST, digest_files, hash_json, list_files, open_artifact, sha256_file, write_atomic
 from edgealign.errors import ArtifactError, CheckFailed, InputError, RecipeError, writing
+from edgealign.plan import plan_stage
 from edgealign.progress import say
 from edgealign.registry import suggest
 
@@ -45,12 +46,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Preset:
-    """`needs_data`: some input lies below `--data`; `final`: the id whose report is the result."""
+    """`final`: the id whose report is the result; `cost`: measured time and memory, in words."""
 
     name: str
     title: str
     steps: tuple[Step, ...]
     final: str
+    cost: str
 
     @property
     def needs_data(self) -> bool:
@@ -92,7 +94,13 @@ def load_preset(name: str) -> Preset:
         mistakes.append("has no [[stage]]")
     if mistakes:
         raise RecipeError(path, "; ".join(mistakes), "see: edgealign config schema")
-    return Preset(path.stem, str(raw.get("title", path.stem)), tuple(steps), str(raw.get("final", steps[-1].id)))
+    return Preset(
+        path.stem,
+        str(raw.get("title", path.stem)),
+        tuple(steps),
+        str(raw.get("final", steps[-1].id)),
+        str(raw.get("cost", "")),
+    )
 
 
 def run_preset(preset: Preset, *, out: Path, data: Path | None, force: bool) -> dict[str, Any]:
@@ -162,7 +170,10 @@ def run_preset(preset: Preset, *, out: Path, data: Path | None, force: bool) -> 
 
 
 def plan_preset(preset: Preset, *, out: Path, data: Path | None) -> list[dict[str, Any]]:
-    """What `run_preset` would do: each stage's id, what it runs and whether it is published already."""
+    """What `run_preset` would do: each stage's id, what it runs, whether it is published already, and its cost.
+
+    A stage can be estimated once its inputs are there; for the whole preset see `Preset.cost`, which was measured.
+    """
     state = _read_state(out)
     planned: list[dict[str, Any]] = []
     fresh = True
@@ -172,7 +183,11 @@ def plan_preset(preset: Preset, *, out: Path, data: Path | None) -> list[dict[st
                 fresh = is_published(out / step.id, state.get(step.id), step_key(step, out=out, data=data))
             except (InputError, ArtifactError):
                 fresh = False
-        planned.append({"id": step.id, "run": step.run, "published": fresh, "recipe": recipe.to_dict(step.recipe)})
+        entry = {"id": step.id, "run": step.run, "published": fresh, "recipe": recipe.to_dict(step.recipe)}
+        if not fresh:
+            arguments = {**_resolve(step.inputs, out, data), **step.args}
+            entry["estimate"] = plan_stage(step.run, step.recipe, arguments)["estimate"]
+        planned.append(entry)
     return planned
 
 

@@ -55,8 +55,10 @@ def measure_gflops(size: int = 1024, seconds: float = 0.3) -> float:
 
 def _estimate(stage: str, recipe: Any, arguments: Mapping[str, Any]) -> dict[str, str]:
     model = arguments.get("model")
-    if stage not in FLOPS_PER_PARAMETER_TOKEN or model is None or not Path(str(model)).is_dir():
+    if stage not in FLOPS_PER_PARAMETER_TOKEN:
         return {"time and memory": "not estimated for this stage"}
+    if model is None or not Path(str(model)).is_dir():
+        return {"time and memory": "once its model is there"}
     parameters = count_parameters(Path(str(model)))
     values = recipes.to_dict(recipe)
     adapts = bool(values.get("lora")) or stage == "personalize"
