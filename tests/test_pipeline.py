@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgealign import pipeline
-from edgealign.artifact import open_artifact
+from edgealign.artifact import Artifact, open_artifact
+from edgealign.data.recipes import PrepareRecipe
 from edgealign.errors import CheckFailed, InputError, RecipeError
 
 PRESET = """
@@ -99,3 +101,39 @@ def test_every_shipped_preset_loads(name: str) -> None:
 def test_an_unknown_preset_suggests_one() -> None:
     with pytest.raises(RecipeError, match="did you mean quickstart"):
         pipeline.load_preset("quikstart")
+
+
+def test_an_optional_stage_that_fails_its_check_is_left_out_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgealign.data import prepare
+
+    calls: list[int | None] = []
+    real = prepare.run
+
+    def picky(recipe: PrepareRecipe, **arguments: Any) -> Artifact:
+        calls.append(recipe.limit)
+        if recipe.limit == 1:
+            raise CheckFailed("user bo", "no better than the population", "collect more choices")
+        return real(recipe, **arguments)
+
+    monkeypatch.setattr(prepare, "run", picky)
+    text = PRESET + (
+        '[[stage]]\nid = "bo"\nrun = "prepare"\noptional = true\n'
+        'inputs = { sources = ["data/train.jsonl"] }\nrecipe = { limit = 1 }\n'
+    )
+    preset = written(tmp_path, text)
+    first = pipeline.run_preset(preset, out=tmp_path / "run", data=None, force=False)
+    assert "no better than the population" in first["stages"][-1]["refused"]
+    pipeline.run_preset(preset, out=tmp_path / "run", data=None, force=False)
+    assert calls == [10, 1]
+    with pytest.raises(CheckFailed):
+        pipeline.run_preset(
+            written(tmp_path, text.replace("optional = true\n", "")), out=tmp_path / "other", data=None, force=False
+        )
+
+
+def test_tables_of_inputs_leave_out_what_was_not_published() -> None:
+    inputs = {"model": "merged", "adapters": {"ada": "ada", "bo": "bo"}, "data": ["pairs/x"]}
+    expected = {"model": "merged", "adapters": {"ada": "ada"}, "data": ["pairs/x"]}
+    assert pipeline._without(inputs, {"bo"}) == expected

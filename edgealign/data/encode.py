@@ -236,7 +236,7 @@ def _answer(tok: Any, prompt: Sequence[Message], text: str) -> Ids:
 
 def _tokens(tok: Any, pieces: Sequence[str]) -> list[Ids]:
     """One call for all pieces: a tokenizer's overhead per call is most of its time."""
-    return [tuple(ids) for ids in tok(list(pieces), add_special_tokens=False)["input_ids"]]
+    return [tuple(ids) for ids in tok(list(pieces), add_special_tokens=False, verbose=False)["input_ids"]]
 
 
 def _room(prompt: Ids, max_tokens: int | None) -> int | None:
