@@ -184,6 +184,16 @@ def publish(
     shutil.rmtree(_work_path(out), ignore_errors=True)
 
 
+def file_input(role: str, file: Path | str, digest: str) -> Input:
+    """A data file as an input: by the data set it belongs to, if it lies in a published one, else by itself."""
+    file = Path(file)
+    if (file.parent / MANIFEST).is_file():
+        home = open_artifact(file.parent, check_digests=False)
+        if home.kind == "dataset":
+            return home.as_input(f"{role} {file.name}")
+    return Input(role, "file", digest, str(file.absolute()) if file.exists() else str(file))
+
+
 def refuse_existing(out: Path) -> None:
     """Raise unless `out` is free: call it before hours of work, not after."""
     if out.exists() or out.is_symlink():

@@ -64,7 +64,8 @@ def _tree(node: Ancestor) -> dict[str, Any]:
 
 
 def _branches(node: dict[str, Any], *, depth: int) -> list[str]:
-    made = f"made by {node['stage']}" if node["stage"] else "not here any more, or not an artifact"
+    missing = "a file" if node["kind"] == "file" else "not here any more"
+    made = f"made by {node['stage']}" if node["stage"] else missing
     lines = [f"{'  ' * depth}{node['role']}: {node['kind']} {node['digest'][:16]} {Path(node['hint']).name} ({made})"]
     for parent in node["parents"]:
         lines += _branches(parent, depth=depth + 1)

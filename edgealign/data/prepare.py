@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgealign.artifact import Artifact, Input, open_artifact, publish, refuse_existing
+from edgealign.artifact import Artifact, file_input, open_artifact, publish, refuse_existing
 from edgealign.data.forms import Conversation, Message, Pair, Row, Thumb, texts, to_json, user_of
 from edgealign.data.read import read_all
 from edgealign.data.recipes import PrepareRecipe
@@ -45,7 +45,7 @@ def run(
             left_out["over the limit"] += len(kept) - recipe.limit
             kept = rng.sample(kept, recipe.limit)
         rows += kept
-        inputs.append(Input("data", "file", loaded.digest, str(Path(loaded.source).absolute())))
+        inputs.append(file_input("data", loaded.source, loaded.digest))
     files = _by_user(rows, recipe, rng, left_out) if recipe.top_users else _by_prompt(rows, recipe, rng)
     if not any(files.values()):
         raise InputError(", ".join(map(str, sources)), "has no row left after filtering", "loosen the filters")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgealign.artifact import Artifact, Input, open_artifact, publish, refuse_existing, sha256_file
+from edgealign.artifact import Artifact, file_input, open_artifact, publish, refuse_existing, sha256_file
 from edgealign.models.recipes import InitRecipe
 from edgealign.models.shapes import BOS_ID, EOS_ID, PAD_ID, parameter_count, shape
 from edgealign.progress import say
@@ -44,7 +44,7 @@ def run(recipe: InitRecipe, *, text: Sequence[Path], out: Path) -> Artifact:
     )
     count = parameter_count(recipe.shape, vocab_size=recipe.vocab_size)
     dtype = recipe.dtype if recipe.dtype != "auto" else ("bfloat16" if count > LARGE else "float32")
-    inputs = [Input("text", "file", sha256_file(Path(file)), str(Path(file).resolve())) for file in text]
+    inputs = [file_input("text", file, sha256_file(Path(file))) for file in text]
     with publish(
         out, kind="model", format="huggingface", stage="init", recipe=recipe, inputs=inputs,
         template_hash=template_hash(tokenizer),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgealign.artifact import Input
+from edgealign.artifact import Input, file_input
 from edgealign.data.forms import Pair
 from edgealign.data.mapping import parse_mapping
 from edgealign.data.read import Loaded, read
@@ -129,6 +129,4 @@ def _no_such_user(source: str | Path, user: str, rows: Sequence[Pair]) -> InputE
 
 
 def _provenance(loaded: Loaded) -> Input:
-    path = Path(loaded.source)
-    hint = str(path.absolute()) if path.exists() else loaded.source
-    return Input("choices", "file", loaded.digest, hint)
+    return file_input("choices", loaded.source, loaded.digest)

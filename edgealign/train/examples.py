@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgealign.artifact import MANIFEST, Input, open_artifact
+from edgealign.artifact import MANIFEST, Input, file_input, open_artifact
 from edgealign.data.encode import encode_conversations, encode_pairs, encode_texts
 from edgealign.data.mapping import parse_mapping
 from edgealign.data.read import Loaded, read_all
@@ -153,5 +153,5 @@ def _provenance(loaded: Sequence[Loaded], n_train: int) -> tuple[tuple[Input, ..
         home = next((folder for folder in (path, path.parent) if (folder / MANIFEST).is_file()), None)
         if home is not None:
             licences |= open_artifact(home, check_digests=False).manifest.licences
-        inputs.append(Input(role, "file", part.digest, str(path.absolute()) if path.exists() else part.source))
+        inputs.append(file_input(role, path, part.digest))
     return tuple(inputs), licences
