@@ -15,6 +15,8 @@ from edgealign.data.check import check
 from edgealign.data.forms import Conversation, Pair, Thumb, texts
 from edgealign.data.read import scan
 
+pytestmark = pytest.mark.slow  # every file of the real data: some seconds
+
 DATA = Path(os.environ.get("EDGEALIGN_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 # file, rows on its page (None: it gives words), form, ties, bad rows by kind
