@@ -123,6 +123,7 @@ def test_rows_carry_llama_benchs_fields_and_its_arithmetic() -> None:
     assert prompt["ttft_s"]["median"] == 0.01
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_not_measured_says_so(tmp_path: Path) -> None:
     cell = bench.Cell("speed", "a", fake("a"), 2, 16, 4)
     rows = bench._rows(cell, "now", {"error": "its process died of SIGILL"}, {"cpu": "a CPU"})

@@ -200,6 +200,7 @@ def test_no_bytes_crash_the_line_parser(line: bytes) -> None:
         assert isinstance(jsonl.parse_line(line + b"\n", first=True), dict)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(

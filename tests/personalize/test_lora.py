@@ -82,6 +82,7 @@ def test_the_opposite_users_choices_do_not_pass_this_users_check(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["choices.jsonl"]
 
 
+@pytest.mark.slow
 def test_shuffled_labels_teach_less_than_the_real_ones(
     fit: Fit, quick: Any, planted: Any, tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def test_a_native_crash_is_one_line_with_the_signal_and_this_process_lives() -> 
             session.step(4)
 
 
+@pytest.mark.slow
 def test_a_child_that_hangs_is_killed_at_the_time_limit() -> None:
     start = time.monotonic()
     with (
