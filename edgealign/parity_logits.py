@@ -83,7 +83,7 @@ def check_feeding(
     subject.switch_oracle(None)
     exact = subject.bits == 32
     rows = subject.oracle.score(tokens) if exact else session.score(tokens)
-    tolerance = subject.recipe.exact_tolerance * _scale(rows) if exact else _state_tolerance(subject, rows)
+    tolerance = subject.recipe.exact_tolerance if exact else _state_tolerance(subject, rows)
     against = "against torch" if exact else "against one pass of the bundle itself"
 
     session.reset()
@@ -126,23 +126,21 @@ def check_user(
     subject.switch(session, user)
     subject.switch_oracle(user)
     gaps: list[Logits] = []
-    scale = 1.0
     for prompt in prompts if exact else prompts[-1:]:
         session.reset()
         got = np.stack([session.prefill(prompt[:-steps]), *(session.step(token) for token in prompt[-steps:])])
         if exact:
             expected = subject.oracle.score(prompt)[-steps - 1 :]
             gaps.append(got - expected)
-            scale = _scale(expected)
     rows[user] = got
     checks = []
     if exact:
         lengths = ", ".join(str(len(prompt) - steps) for prompt in prompts)
         note = f"against torch, prompts of {lengths} tokens and {steps} steps"
-        checks.append(largest(f"logits.{name}", np.concatenate(gaps), subject.recipe.exact_tolerance * scale, note))
+        checks.append(largest(f"logits.{name}", np.concatenate(gaps), subject.recipe.exact_tolerance, note))
     if user is not None:
         moved = float(np.abs(got - rows[None]).max())
-        least = subject.recipe.adapter_factor * subject.recipe.exact_tolerance * scale
+        least = subject.recipe.adapter_factor * subject.recipe.exact_tolerance
         checks.append(_at_least(f"effect.{name}", moved, least, "the largest change of a logit by the adapter"))
     return checks
 
@@ -181,7 +179,7 @@ def check_merged(subject: Subject, user: str, prompt: list[int], shipped: Logits
     subject.switch_oracle(user)
     subject.oracle.merge_user()
     expected = subject.oracle.score(prompt)[-len(shipped) :]
-    tolerance = subject.recipe.exact_tolerance * _scale(expected)
+    tolerance = subject.recipe.exact_tolerance
     return [largest(f"merged.{user}", shipped - expected, tolerance, "against torch with the adapter merged")]
 
 
@@ -262,11 +260,6 @@ def _cuts(length: int) -> list[list[int]]:
     half = length // 2
     wanted = [[1], [2], [3], [4], [1, 1], [2, 1, 1], [half], [half, 1], [half, 2], [half, 1, 1, 1]]
     return [[*head, length - sum(head)] for head in wanted if 0 < sum(head) < length]
-
-
-def _scale(rows: Logits) -> float:
-    """32-bit rounding grows with the numbers: tolerances are for logits with a standard deviation of up to 1."""
-    return max(1.0, float(rows.std()))
 
 
 def _state_tolerance(subject: Subject, rows: Logits) -> float:
