@@ -311,7 +311,7 @@ def test_pairs_alone_give_the_majority_and_its_margin(write_jsonl: WriteJsonl) -
 
 
 def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
     rows = [PAIR, PAIR | {"prompt": "Milk?"}]
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "one"))
     splits = {"train": datasets.Dataset.from_list(rows), "test": datasets.Dataset.from_list(rows[:1])}
@@ -324,7 +324,7 @@ def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
 
 
 def test_nulls_that_arrow_adds_to_messages_do_no_harm(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
     messages = [turn("user", "Tea?") | {"tool_calls": None}, turn("assistant", "Green.") | {"tool_calls": None}]
     datasets.Dataset.from_list([{"messages": messages}]).save_to_disk(str(tmp_path / "saved"))
     assert read(tmp_path / "saved").rows == (Conversation((ASKED, GREEN)),)
@@ -353,7 +353,7 @@ def test_a_directory_of_parquet_is_read(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_is_loaded_by_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
     import huggingface_hub
 
     asked = {}
