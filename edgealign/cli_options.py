@@ -14,11 +14,15 @@ import typer
 from edgealign import recipe as recipes
 from edgealign import stages
 from edgealign.errors import CheckFailed, UsageError
+from edgealign.progress import is_first_process
 
 F = TypeVar("F", bound=Callable[..., None])
 Overrides = dict[str, Any]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="show the plan with time and memory, do nothing")]
+OutOption = Annotated[Path, typer.Option("--out", help="directory to publish; it must not exist")]
+ModelOption = Annotated[str, typer.Option("--model", help="model directory or hub id")]
+AdapterOption = Annotated[list[str] | None, typer.Option("--adapter", help="NAME=DIR; repeatable")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="recipe as TOML; options override it")]
 
 
@@ -72,8 +76,9 @@ def run_stage(
 
 
 def emit(value: Mapping[str, Any], *, json: bool, text: Callable[[Any], str]) -> None:
-    """Print data on stdout: JSON, or its text form."""
-    print(jsonlib.dumps(value, indent=2, sort_keys=True, default=str) if json else text(value))
+    """Print data on stdout: JSON, or its text form; of several processes (torchrun) the first."""
+    if is_first_process():
+        print(jsonlib.dumps(value, indent=2, sort_keys=True, default=str) if json else text(value))
 
 
 def pairs(items: list[str] | None, name: str, form: str = "theirs=ours") -> dict[str, str]:

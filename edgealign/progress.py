@@ -5,6 +5,7 @@ A bar appears once a loop has run for two seconds; without a terminal it is a pl
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -19,8 +20,14 @@ Advance = Callable[[int, str], None]
 
 
 def say(message: str) -> None:
-    """Print one line of talk."""
-    print(message, file=sys.stderr, flush=True)
+    """Print one line of talk; of several processes (torchrun) only the first talks."""
+    if is_first_process():
+        print(message, file=sys.stderr, flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0 of its run, which alone talks and publishes (torchrun sets RANK)."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def track(iterable: Iterable[T], *, total: int | None = None, label: str) -> Iterator[T]:
@@ -36,7 +43,7 @@ def track(iterable: Iterable[T], *, total: int | None = None, label: str) -> Ite
 @contextmanager
 def bar(*, total: int | None, label: str) -> Iterator[Advance]:
     """Yield `advance(steps, note)`; the note stands after the bar (a loss, a speed)."""
-    shown = _Terminal(total, label) if sys.stderr.isatty() else _Lines(total, label)
+    shown = _Terminal(total, label) if sys.stderr.isatty() and is_first_process() else _Lines(total, label)
     try:
         yield shown.advance
     finally:

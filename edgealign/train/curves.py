@@ -39,6 +39,10 @@ LOGPROBS = Panel(
 DRIFT = Panel("drift from the reference (k3 estimate)", "nats per token", (("kl", "KL, on the data's tokens"),), 0.0)
 LENGTHS = Panel("answer length", "tokens", (("tokens_chosen", "chosen"), ("tokens_rejected", "rejected")))
 
+HELD_OUT = Panel("held-out loss", "nats per token", (("held_out", "held-out rows"),))
+PEAK = Panel("share of the measured matrix-product peak", "share", (("peak_share", "training"),))
+
+PRETRAIN_PANELS = (LOSS, HELD_OUT, STEPS, GRADIENT, SPEED, PEAK)
 SFT_PANELS = (LOSS, STEPS, GRADIENT, SPEED)
 PREFERENCE_PANELS = (LOSS, RANKING, MARGIN_MEAN, MARGIN_SUM, LOGPROBS, DRIFT, LENGTHS, STEPS)
 

@@ -26,8 +26,8 @@ Encode = Callable[[Any, Loaded, int], tuple[list[Tree], int, list[tuple[int, str
 class Examples:
     """`train` and `held_out` share no prompt; `facts` are counts for the manifest."""
 
-    train: tuple[Tree, ...]
-    held_out: tuple[Tree, ...]
+    train: Any  # tuple[Tree, ...], or `rows.Rows`
+    held_out: Any
     facts: dict[str, int]
     inputs: tuple[Input, ...]
     licences: dict[str, str]
@@ -112,7 +112,7 @@ def _load(
         "train_tokens": sum(tree.n_tokens for tree in train),
         "learned_tokens": sum(tree.n_learned for tree in train),
     }
-    inputs, licences = _provenance(loaded, len(sources))
+    inputs, licences = provenance(loaded, len(sources))
     return Examples(tuple(train), tuple(held), facts, inputs, licences)
 
 
@@ -143,7 +143,7 @@ def _report(part: Loaded, trees: Sequence[Tree], cut: int, refused: Sequence[tup
         say(f"{part.source}: {cut} of {len(part.rows)} rows were cut to {max_tokens} tokens")
 
 
-def _provenance(loaded: Sequence[Loaded], n_train: int) -> tuple[tuple[Input, ...], dict[str, str]]:
+def provenance(loaded: Sequence[Loaded], n_train: int) -> tuple[tuple[Input, ...], dict[str, str]]:
     """Inputs by digest; a file of a published data set brings the set's licences."""
     inputs: list[Input] = []
     licences: dict[str, str] = {}

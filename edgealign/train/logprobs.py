@@ -32,6 +32,8 @@ Shape legend: B rows, T tokens, D hidden size, V vocabulary, N learned tokens, S
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,7 +42,15 @@ from torch import Tensor, nn
 from edgealign.errors import InputError
 from edgealign.objectives.scores import Ragged, Scores, pad_ragged
 from edgealign.train.layout import Batch, branches, document, pack
-from edgealign.train.shortconv import TAPS, follows_taps, kernel_width, plan_taps, short_convolutions, tree_rows
+from edgealign.train.shortconv import (
+    TAPS,
+    dense_taps,
+    follows_taps,
+    kernel_width,
+    plan_taps,
+    short_convolutions,
+    tree_rows,
+)
 
 VERIFIED = ("lfm2", "lfm2_moe", "llama", "qwen3", "gemma3_text")  # the tests compare these with plain forward passes
 LAYOUT_TOLERANCE_NATS = 0.05  # bfloat16 weights differ by up to about 0.02
@@ -76,7 +86,7 @@ def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
     if convolutions:
         if not all(follows_taps(module) for module in convolutions):
             raise RuntimeError("call this inside `with tree_rows(model):`, or short convolutions mix the sequences")
-        extra[TAPS] = plan_taps(batch.taps)
+        extra[TAPS] = dense_taps(batch.taps) if is_compiled(core) else plan_taps(batch.taps)
     out = core.get_decoder()(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
@@ -86,6 +96,23 @@ def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
     )
     last: Tensor = out.last_hidden_state
     return last
+
+
+@contextmanager
+def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Within the block the decoder of `model` runs compiled by TorchInductor; batches must be rows of one shape."""
+    decoder: Any = causal_lm(model).get_decoder()  # type: ignore[operator]
+    if wanted:
+        decoder.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        decoder._compiled_call_impl = None
+
+
+def is_compiled(core: Any) -> bool:
+    """Whether `compiled` is in effect."""
+    return getattr(core.get_decoder(), "_compiled_call_impl", None) is not None
 
 
 def check_layout(model: nn.Module) -> None:

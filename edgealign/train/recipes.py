@@ -37,11 +37,17 @@ class TrainRecipe:
         None, gt=0.0, le=1.0, help="peak; none: the stage's default, which is larger with a LoRA"
     )
     schedule: str = option(
-        "cosine", choices=("cosine", "linear", "constant"), help="how the learning rate decays", source=_LFM2
+        "cosine", choices=("cosine", "linear", "constant", "wsd"), source=_LFM2,
+        help="how the learning rate decays; wsd: warm-up, then constant, then a linear decay over decay_share",
     )
+    decay_share: float = option(0.3, gt=0.0, le=1.0, help="share of the steps in which wsd decays")
     final_lr_share: float = option(0.1, ge=0.0, le=1.0, help="the decay ends at this share of the peak", source=_LFM2)
     warmup_share: float = option(
         0.1, ge=0.0, lt=1.0, help="share of the steps with a rising learning rate", source="Tulu 3"
+    )
+    optimizer: str = option(
+        "adamw", choices=("adamw", "muon"), source="torch.optim.Muon, step sizes as in arXiv 2502.16982",
+        help="muon: orthogonalised momentum for the matrices, AdamW for the rest; gains in training from scratch",
     )
     weight_decay: float = option(0.0, ge=0.0, help="AdamW's decoupled weight decay")
     adam_beta2: float = option(0.999, gt=0.0, lt=1.0, help="AdamW's second-moment decay; beta1 is 0.9")
@@ -86,6 +92,46 @@ class SftRecipe(TrainRecipe):
 
     weight_decay: float = option(0.1, ge=0.0, help="AdamW's decoupled weight decay", source=_LFM2)
     adam_beta2: float = option(0.95, gt=0.0, lt=1.0, help="AdamW's second-moment decay; beta1 is 0.9", source=_LFM2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe(TrainRecipe):
+    """Next-token training on plain text, in rows of one length."""
+
+    max_tokens: int = option(512, ge=8, unit="tokens", help="length of a row; documents are cut where a row ends")
+    batch_size: int = option(16, ge=1, unit="rows", help="rows per optimizer step")
+    valid_fraction: float = option(0.01, ge=0.0, lt=1.0, help="share of the tokens held out, as whole documents")
+    valid_limit: int = option(128, ge=1, unit="rows", help="evaluate on no more than this many rows")
+    total_tokens: int = option(
+        0, ge=0, unit="tokens", help="learn from this many tokens, over as many epochs as that takes; 0: see --epochs"
+    )
+    eval_every_tokens: int = option(
+        1_000_000, ge=0, unit="tokens", help="evaluate on the held-out rows every so many tokens; 0: only at the ends"
+    )
+    optimizer: str = option(
+        "muon", choices=("adamw", "muon"), source="measured, see docs/results/starter.md",
+        help="muon: orthogonalised momentum for the matrices, AdamW for the rest",
+    )
+    schedule: str = option(
+        "wsd", choices=("cosine", "linear", "constant", "wsd"), source="MiniCPM, arXiv 2404.06395",
+        help="how the learning rate decays; wsd: warm-up, then constant, then a linear decay over decay_share",
+    )
+    warmup_share: float = option(0.02, ge=0.0, lt=1.0, help="share of the steps with a rising learning rate")
+    final_lr_share: float = option(0.05, ge=0.0, le=1.0, help="the decay ends at this share of the peak")
+    weight_decay: float = option(0.1, ge=0.0, help="decoupled weight decay", source=_LFM2)
+    adam_beta2: float = option(0.95, gt=0.0, lt=1.0, help="AdamW's second-moment decay; beta1 is 0.9", source=_LFM2)
+    tokens_per_pass: int = option(
+        4096, ge=16, unit="tokens", help="tokens in one forward pass; a step takes as many passes as it needs"
+    )
+    compile: str = option(
+        "auto", choices=("auto", "on", "off"), source="measured, see docs/results/starter.md",
+        help="compile the model with TorchInductor; auto: where a C++ compiler or a GPU is there and the run is long",
+    )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """5e-3 for a small model from scratch (measured: benchmarks/starter_sweep.py, muon, 6 to 8 M parameters)."""
+        return self.learning_rate or (1e-3 if self.lora else 5e-3)
 
 
 @dataclass(frozen=True, kw_only=True)

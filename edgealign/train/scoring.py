@@ -14,6 +14,7 @@ from edgealign.train.adapt import lora_without_casts
 from edgealign.train.layout import Batch, Tree, lay_out, split_by_tokens, split_in_rows
 from edgealign.train.logprobs import token_logprobs
 from edgealign.train.precision import Precision
+from edgealign.train.rows import Rows
 from edgealign.train.shortconv import kernel_width, tree_rows
 from edgealign.train.tasks import Task
 
@@ -31,13 +32,17 @@ class Passes:
     def of(model: nn.Module, precision: Precision, *, tokens_per_pass: int, pad_id: int = 0) -> Passes:
         return Passes(kernel_width(model), pad_id, tokens_per_pass, precision)
 
-    def groups(self, trees: Sequence[Tree], indices: Sequence[int]) -> list[list[int]]:
+    def groups(self, trees: Sequence[Tree] | Rows, indices: Sequence[int]) -> list[list[int]]:
         """`indices` split so that each group fits a pass."""
+        if isinstance(trees, Rows):
+            return trees.groups(indices, self.tokens_per_pass)
         split = split_by_tokens([trees[i].n_tokens for i in indices], self.tokens_per_pass)
         return [[indices[i] for i in group] for group in split]
 
-    def batch(self, trees: Sequence[Tree], group: Sequence[int], device: torch.device | str) -> Batch:
+    def batch(self, trees: Sequence[Tree] | Rows, group: Sequence[int], device: torch.device | str) -> Batch:
         """The examples of one pass in the order of `group`, as rows that attention is quick on."""
+        if isinstance(trees, Rows):
+            return trees.batch(group, kernel=self.kernel).to(device)
         chosen = [trees[i] for i in group]
         rows = [[chosen[i] for i in row] for row in split_in_rows([tree.n_tokens for tree in chosen])]
         return lay_out(rows, kernel=self.kernel, pad_id=self.pad_id).to(device)

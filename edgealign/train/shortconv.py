@@ -100,6 +100,15 @@ def plan_taps(taps: Tensor) -> Taps:
     return Taps(tuple(jumps))
 
 
+def dense_taps(taps: Tensor) -> Tensor:
+    """(K-1, B*T, 1) bool: whether a token has a predecessor at distance 1..K-1, for rows without branches.
+
+    There a predecessor is the row before or nobody, so the kernel is K shifted multiply-adds with a mask: operations
+    of fixed shape, which a compiler fuses into one loop. Eagerly `plan_taps` is the quicker form.
+    """
+    return (taps != taps.shape[1])[:, :, None]
+
+
 def _shift(u: Tensor, distance: int, jumps: tuple[Tensor, Tensor]) -> Tensor:
     """(R, D) -> (R, D): each row's predecessor at this distance, zeros where it has none."""
     rows, sources = jumps
@@ -146,16 +155,32 @@ class _TreeConvolution(torch.autograd.Function):
         return grad_u, grad_kernel, None
 
 
+def _convolve(u: Tensor, kernel: Tensor, taps: Taps | Tensor) -> Tensor:
+    if isinstance(taps, Tensor):
+        return _dense_convolution(u, kernel, taps)
+    mixed: Tensor = _TreeConvolution.apply(u, kernel, taps)  # type: ignore[no-untyped-call]
+    return mixed
+
+
+def _dense_convolution(u: Tensor, kernel: Tensor, present: Tensor) -> Tensor:
+    """As `_TreeConvolution` for rows without branches; `present` (K-1, R, 1) is from `dense_taps`."""
+    mixed = u * kernel[-1]
+    for distance in range(1, kernel.shape[0]):
+        before = nn.functional.pad(u, (0, 0, distance, 0))[: u.shape[0]]
+        mixed = mixed + before * present[distance - 1] * kernel[-1 - distance]
+    return mixed
+
+
 def _forward(module: Any, original: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """hidden_states (B, T, D) -> (B, T, D)"""
-    taps: Taps | None = kwargs.pop(TAPS, None)
+    taps: Taps | Tensor | None = kwargs.pop(TAPS, None)
     if taps is None:
         out: Tensor = original(hidden_states, *args, **kwargs)
         return out
     gate_in, gate_out, x = module.in_proj(hidden_states).chunk(3, dim=-1)
     u = (gate_in * x).flatten(0, 1)  # (B*T, D)
     kernel = module.conv.weight.squeeze(1).to(u.dtype).t().contiguous()  # (K, D): a row is quicker to read
-    mixed: Tensor = _TreeConvolution.apply(u, kernel, taps)  # type: ignore[no-untyped-call]
+    mixed = _convolve(u, kernel, taps)
     if module.conv.bias is not None:
         mixed = mixed + module.conv.bias.to(u.dtype)
     projected: Tensor = module.out_proj(gate_out * mixed.view_as(gate_out))

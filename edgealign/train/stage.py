@@ -32,18 +32,20 @@ from edgealign.data.encode import template_hash
 from edgealign.errors import InputError, writing
 from edgealign.models.lint import describe, lora_targets
 from edgealign.models.load import load_model, load_tokenizer
-from edgealign.progress import say
+from edgealign.progress import is_first_process, say
+from edgealign.train import processes
 from edgealign.train.adapt import add_lora, merge_lora, restore, save_lora, trainable
 from edgealign.train.checkpoints import full_disk
 from edgealign.train.curves import Panel, draw_curves
 from edgealign.train.examples import Examples
+from edgealign.train.history import HISTORY_FILE, read_history
 from edgealign.train.layout import Tree
 from edgealign.train.logprobs import check_layout
 from edgealign.train.precision import choose_precision, count_parameters, fixed_threads
-from edgealign.train.recipes import TrainRecipe
+from edgealign.train.recipes import PretrainRecipe, TrainRecipe
 from edgealign.train.scoring import Passes, evaluate
 from edgealign.train.tasks import Task
-from edgealign.train.trainer import Fit, fit, quiet_transformers, warn_few_steps
+from edgealign.train.trainer import Fit, fit, quiet_transformers, wanted_steps, warn_few_steps
 
 TEXT_FILES = (
     "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja",
@@ -102,7 +104,10 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
         with writing(out), full_disk(out):
             before = _remembered(work / "before.json", lambda: _evaluate(base, held_out))
             trained = _with_lora(base.model, recipe) if recipe.lora else base.model
-            result = fit(trained, task, recipe, passes=base.passes, work=work)
+            result = fit(trained, task, recipe, passes=base.passes, work=work, held_out=held_out)
+        if not is_first_process():
+            processes.wait()
+            return open_artifact(out)
         warnings += plan.review(result)
         after = evaluate(trained, held_out, base.passes, label="evaluating the result") if held_out else {}
         _say_outcome(plan.name, before, after)
@@ -116,7 +121,9 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
             save_model(final, source.path, draft.dir, dtype=_save_dtype(recipe, source.path))
             result.log.copy_to(draft.dir)
             title = f"{plan.name}: {result.n_steps} optimizer steps"
-            draw_curves(result.rows, plan.panels, draft.dir / "curves.png", title=title)
+            if (work / HISTORY_FILE).is_file():
+                shutil.copyfile(work / HISTORY_FILE, draft.dir / HISTORY_FILE)
+            draw_curves(_with_history(result.rows, work), plan.panels, draft.dir / "curves.png", title=title)
             draft.meta.update(
                 {
                     **plan.facts, **facts, "examples": examples.facts, "steps": result.n_steps,
@@ -125,6 +132,7 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
                     "warnings": warnings,
                 }
             )
+    processes.wait()
     return open_artifact(out)
 
 
@@ -141,8 +149,7 @@ def save_model(model: Any, source: Path, folder: Path, *, dtype: torch.dtype) ->
 def _load_base(source: Artifact, tokenizer: Any, recipe: TrainRecipe) -> Base:
     precision = choose_precision(recipe.precision, lora=recipe.lora, n_parameters=_stored_parameters(source.path))
     model: Any = load_model(source.path, dtype=precision.weights)
-    if torch.cuda.is_available():
-        model.to("cuda")
+    model.to(processes.device())
     check_layout(model)
     passes = Passes.of(
         model, precision, tokens_per_pass=recipe.tokens_per_pass, pad_id=int(tokenizer.pad_token_id or 0)
@@ -195,6 +202,12 @@ def _remembered(file: Path, compute: Callable[[], dict[str, float]]) -> dict[str
     return result
 
 
+def _with_history(rows: Sequence[dict[str, Any]], work: Path) -> list[dict[str, Any]]:
+    """The log's rows with the held-out loss on those steps that have one."""
+    held_out = {int(row["step"]): row["loss"] for row in read_history(work / HISTORY_FILE)}
+    return [{**row, "held_out": held_out[row["step"]]} if row["step"] in held_out else row for row in rows]
+
+
 def _save_dtype(recipe: TrainRecipe, source: Path) -> torch.dtype:
     if recipe.save_dtype != "auto":
         name = recipe.save_dtype
@@ -213,7 +226,8 @@ def _stored_parameters(folder: Path) -> int:
 
 def _n_steps(recipe: TrainRecipe, n_examples: int) -> int:
     steps = recipe.epochs * -(-n_examples // recipe.batch_size)
-    return min(steps, recipe.max_steps) if recipe.max_steps else steps
+    wanted = wanted_steps(recipe)
+    return min(steps, wanted) if wanted and not isinstance(recipe, PretrainRecipe) else wanted or steps
 
 
 def _plain(recipe: TrainRecipe) -> dict[str, Any]:

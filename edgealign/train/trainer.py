@@ -29,11 +29,16 @@ from transformers.trainer_callback import PrinterCallback
 
 from edgealign.errors import CheckFailed
 from edgealign.progress import bar, say
+from edgealign.train import processes
 from edgealign.train.checkpoints import CheckpointCallback, newest_complete
+from edgealign.train.history import HistoryCallback, history_steps
 from edgealign.train.log import LogCallback, step_rows
-from edgealign.train.recipes import TrainRecipe
-from edgealign.train.scoring import Passes
+from edgealign.train.logprobs import compiled
+from edgealign.train.optimizers import build_optimizer
+from edgealign.train.recipes import PretrainRecipe, TrainRecipe
+from edgealign.train.scoring import Passes, evaluate
 from edgealign.train.shortconv import tree_rows
+from edgealign.train.speed import Speed, wants_compiling
 from edgealign.train.tasks import Task
 
 FEW_STEPS = 50  # fewer optimizer steps than this rarely change a model visibly (lqh warns at the same number)
@@ -54,19 +59,23 @@ def plan_steps(task: Task, recipe: TrainRecipe, passes: Passes) -> list[Step]:
     """All optimizer steps of a run: every epoch shuffles anew, the last step of an epoch may be smaller."""
     steps: list[Step] = []
     n = len(task.trees)
-    for epoch in range(recipe.epochs):
+    n_wanted = wanted_steps(recipe)
+    for epoch in range(epochs_of(task, recipe)):
         order = np.random.default_rng((recipe.seed, epoch)).permutation(n).tolist()
         for start in range(0, n, recipe.batch_size):
             steps.append(passes.groups(task.trees, order[start : start + recipe.batch_size]))
-            if len(steps) == recipe.max_steps:
+            if len(steps) == n_wanted:
                 return steps
     return steps
 
 
-def fit(model: nn.Module, task: Task, recipe: TrainRecipe, *, passes: Passes, work: Path) -> Fit:
+def fit(
+    model: nn.Module, task: Task, recipe: TrainRecipe, *, passes: Passes, work: Path, held_out: Task | None = None
+) -> Fit:
     """Train `model` in place on all steps of `plan_steps`, from the newest whole checkpoint below `work` if any.
 
-    The caller has fixed the number of threads (`precision.fixed_threads`).
+    The caller has fixed the number of threads (`precision.fixed_threads`). `held_out` is evaluated on the way where
+    the recipe asks for it (`pretrain`).
 
     Raises:
         CheckFailed: the loss stopped being a number.
@@ -78,9 +87,12 @@ def fit(model: nn.Module, task: Task, recipe: TrainRecipe, *, passes: Passes, wo
     with bar(total=len(steps), label="training") as advance:
         log = LogCallback(work, advance)
         saver = CheckpointCallback(work, every_s=recipe.save_every_s, every_steps=recipe.save_every_steps)
-        trainer = AlignTrainer(model, task, steps, passes, recipe, _arguments(recipe, work), [log, saver])
+        callbacks: list[Any] = [log, saver]
+        if held_out is not None and (every := history_steps(recipe)):
+            callbacks.insert(0, HistoryCallback(work, every, lambda: evaluate(model, held_out, passes, label="")))
+        trainer = AlignTrainer(model, task, steps, passes, recipe, _arguments(recipe, work), callbacks)
         try:
-            with tree_rows(model), quiet_transformers():
+            with tree_rows(model), compiled(model, wants_compiling(recipe, task, len(steps))), quiet_transformers():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             log.close()
@@ -91,6 +103,20 @@ def fit(model: nn.Module, task: Task, recipe: TrainRecipe, *, passes: Passes, wo
     return Fit(tuple(step_rows(trainer.state.log_history)), len(steps), resumed_at, log)
 
 
+def wanted_steps(recipe: TrainRecipe) -> int:
+    """Optimizer steps after which a run ends, 0: with its epochs."""
+    if isinstance(recipe, PretrainRecipe) and recipe.total_tokens and not recipe.max_steps:
+        return max(1, recipe.total_tokens // (recipe.batch_size * recipe.max_tokens))
+    return recipe.max_steps
+
+
+def epochs_of(task: Task, recipe: TrainRecipe) -> int:
+    """How often the data is seen at most: `epochs`, or what `total_tokens` needs."""
+    if not isinstance(recipe, PretrainRecipe) or not recipe.total_tokens:
+        return recipe.epochs
+    return -(-recipe.total_tokens // (len(task.trees) * recipe.max_tokens))
+
+
 def learning_rate_share(step: int, n_steps: int, recipe: TrainRecipe) -> float:
     """Share of the peak learning rate at optimizer step `step` (from 0): a linear rise, then the decay."""
     n_rising = int(recipe.warmup_share * n_steps)
@@ -98,6 +124,9 @@ def learning_rate_share(step: int, n_steps: int, recipe: TrainRecipe) -> float:
         return (step + 1) / (n_rising + 1)
     progress = (step - n_rising) / max(1, n_steps - n_rising)
     floor = recipe.final_lr_share
+    if recipe.schedule == "wsd":
+        rest = min(1.0, max(0.0, (1.0 - progress) / recipe.decay_share))
+        return floor + (1.0 - floor) * rest
     if recipe.schedule == "cosine":
         return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
     return floor + (1.0 - floor) * (1.0 - min(progress, 1.0)) if recipe.schedule == "linear" else 1.0
@@ -121,6 +150,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         )
         self.remove_callback(PrinterCallback)
         self.task, self.passes, self.recipe = task, passes, recipe
+        self.speed = Speed.of(model, passes, task)
         self._sums: Counter[str] = Counter()
         self._weight = 0
         self._tokens = 0
@@ -133,16 +163,31 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         )
         return self.lr_scheduler
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """AdamW as transformers builds it, or Muon."""
+        if self.recipe.optimizer == "adamw":
+            return super().create_optimizer()
+        self.optimizer: Any = build_optimizer(
+            self.model, lr=self.recipe.peak_learning_rate, weight_decay=self.recipe.weight_decay,
+            betas=(0.9, self.recipe.adam_beta2),
+        )
+        return self.optimizer
+
+    def get_train_dataloader(self) -> Any:
+        """All steps, in order, for every process: a step is shared out by its passes and not by its examples."""
+        return torch.utils.data.DataLoader(self.train_dataset, batch_size=1, collate_fn=_only_item)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of every pass of one optimizer step."""
         model.train()
         weight = sum(self.task.weight(i) for group in inputs["groups"] for i in group)
         total = torch.zeros((), device=self.args.device)
         self._weight = weight
-        for group in inputs["groups"]:
+        for group in processes.share(inputs["groups"]):
             loss = self.compute_loss(model, {"group": group, "weight": weight})
-            self.accelerator.backward(loss)
+            loss.backward()
             total += loss.detach()
+        processes.add_gradients(model, total)
         if not math.isfinite(float(total)):
             raise CheckFailed(
                 f"loss {float(total)}", f"stopped being a number at step {self.state.global_step + 1}",
@@ -166,11 +211,13 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         """Add the task's metrics, averaged over the step, and the speed."""
         if "loss" in logs:
             seconds = max(time.monotonic() - self._since_s, 1e-9)
-            logs.update({name: value / max(self._weight, 1) for name, value in self._sums.items()})
-            logs.update(tokens=float(self._tokens), tok_per_s=self._tokens / seconds)
+            sums, tokens = processes.add_counts(self._sums, self._tokens)
+            logs.update({name: value / max(self._weight, 1) for name, value in sums.items()})
+            logs.update(tokens=float(tokens), tok_per_s=tokens / seconds, peak_share=self.speed.share(tokens / seconds))
         self._sums.clear()
-        self._tokens, self._since_s = 0, time.monotonic()
+        self._tokens = 0
         super().log(logs, start_time)
+        self._since_s = time.monotonic()  # what callbacks did (an evaluation, say) is not training time
 
 
 class _Steps(torch.utils.data.Dataset[Step]):

@@ -1,0 +1,75 @@
+"""Several processes as one trainer (`torchrun`): every one takes its share of a step's passes, gradients are added.
+
+A step's loss is already divided by the weight of the whole step, so the sum over all processes is the gradient that
+one process would have found, whatever the number of processes. Alone, every function here does nothing.
+
+    torchrun --nproc-per-node 4 -m edgealign pretrain --model M --data text.jsonl --out N
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def count() -> int:
+    """Processes of this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's number; process 0 writes and publishes (`progress.is_first_process`)."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def device() -> torch.device:
+    """Where this process computes: its own GPU if there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def share(groups: Sequence[T]) -> Sequence[T]:
+    """Every `count()`-th pass of a step, from this process's own."""
+    return groups if count() == 1 else groups[rank() :: count()]
+
+
+def add_gradients(model: nn.Module, *more: Tensor) -> None:
+    """Sum gradients (a process without a pass counts as zero) and `more` over all processes, in place."""
+    if count() == 1:
+        return
+    learned = [p for p in model.parameters() if p.requires_grad]
+    for p in learned:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    tensors = [*(p.grad for p in learned if p.grad is not None), *more]
+    flat = torch.cat([tensor.flatten().float() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def add_counts(sums: Counter[str], tokens: int) -> tuple[Counter[str], int]:
+    """Summed metrics and tokens of all processes."""
+    if count() == 1:
+        return sums, tokens
+    gathered: list[Any] = [None] * count()
+    dist.all_gather_object(gathered, (dict(sums), tokens))
+    total: Counter[str] = Counter()
+    for part, _ in gathered:
+        total.update(part)
+    return total, sum(n for _, n in gathered)
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if count() > 1 and dist.is_initialized():
+        dist.barrier()
