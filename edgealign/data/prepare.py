@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edgealign.artifact import Artifact, file_input, open_artifact, publish, refuse_existing
 from edgealign.data.forms import Conversation, Message, Pair, Row, Thumb, texts, to_json, user_of
+from edgealign.data.mend import mend
 from edgealign.data.read import read_all
 from edgealign.data.recipes import PrepareRecipe
 from edgealign.data.synthetic import write_jsonl
@@ -58,10 +59,22 @@ def run(
 
 
 def prompt_of(row: Row) -> str:
-    """The text that decides on which side of a split a row falls."""
+    """The text that decides on which side of a split a row falls: of a conversation, what the user says first.
+
+    A system turn decides nothing there: one request may stand over many prompts, and one prompt under many requests.
+    """
     if isinstance(row, (Pair, Thumb)):
         return "\n".join(message.content for message in row.prompt)
+    if isinstance(row, Conversation):
+        asked = next((message.content for message in row.messages if message.role == "user"), None)
+        if asked is not None:
+            return asked
     return next(texts(row), "")
+
+
+def in_valid(prompt: str, seed: int, share: float) -> bool:
+    """Whether a prompt belongs to the validation part; the same for every row that has this prompt."""
+    return int(hashlib.sha256(f"{seed} {prompt}".encode()).hexdigest()[:8], 16) / 2**32 < share
 
 
 def _compile(pattern: str) -> re.Pattern[str] | None:
@@ -77,7 +90,12 @@ def _fit(row: Row, recipe: PrepareRecipe, pattern: re.Pattern[str] | None, left_
         if not any(message.role == "assistant" for message in row.messages):
             left_out["no answer within max_turns"] += 1
             return None
+    if isinstance(row, Conversation) and recipe.mend:
+        row = mend(row)
     parts = list(texts(row))
+    if recipe.min_chars is not None and _said(row) < recipe.min_chars:
+        left_out["shorter than min_chars"] += 1
+        return None
     if recipe.max_chars is not None and sum(map(len, parts)) > recipe.max_chars:
         left_out["longer than max_chars"] += 1
         return None
@@ -85,6 +103,15 @@ def _fit(row: Row, recipe: PrepareRecipe, pattern: re.Pattern[str] | None, left_
         left_out["matches leave_out"] += 1
         return None
     return row
+
+
+def _said(row: Row) -> int:
+    """Characters of the shortest answer, or of a plain text."""
+    if isinstance(row, Conversation):
+        return min((len(message.content) for message in row.messages if message.role == "assistant"), default=0)
+    if isinstance(row, Pair):
+        return min(len(row.chosen), len(row.rejected))
+    return len(row.completion if isinstance(row, Thumb) else row.text)
 
 
 def _cut_turns(row: Conversation, turns: int) -> Conversation:
@@ -99,8 +126,8 @@ def _by_prompt(rows: list[Row], recipe: PrepareRecipe, rng: random.Random) -> di
     rng.shuffle(rows)
     files: dict[str, list[Row]] = {"train.jsonl": [], "valid.jsonl": []}
     for row in rows:
-        place = int(hashlib.sha256(f"{recipe.seed} {prompt_of(row)}".encode()).hexdigest()[:8], 16) / 2**32
-        files["valid.jsonl" if place < recipe.valid else "train.jsonl"].append(row)
+        side = "valid.jsonl" if in_valid(prompt_of(row), recipe.seed, recipe.valid) else "train.jsonl"
+        files[side].append(row)
     return files
 
 

@@ -1,10 +1,12 @@
-"""The knobs of `edgealign data synth` and `edgealign data prepare`."""
+"""The knobs of `edgealign data synth`, `edgealign data prepare` and `edgealign data styles`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from edgealign.recipe import option
+
+STYLE_NAMES = ("short", "long", "bulleted", "formal", "casual", "cheerful", "with-a-question")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class PrepareRecipe:
     form: str = option("conversation", choices=("conversation", "text", "pair", "thumb"), help="the form to keep")
     limit: int | None = option(None, ge=1, help="at most this many rows per source, drawn with the seed")
     max_chars: int | None = option(None, ge=1, unit="characters", help="leave out longer rows")
+    min_chars: int | None = option(None, ge=1, unit="characters", help="leave out rows with a shorter answer or text")
+    mend: bool = option(False, help="tidy line ends and spaces; give answers a capital letter and an end mark")
     max_turns: int | None = option(None, ge=2, help="cut conversations after this many turns")
     leave_out: str = option("", help="leave out rows whose text matches this regular expression")
     valid: float = option(0.05, ge=0.0, lt=1.0, help="share of the rows in valid.jsonl, split by prompt")
@@ -38,5 +42,32 @@ class PrepareRecipe:
     max_choices: int = option(
         64, ge=4, le=64, help="choices per kept user in choices.jsonl; the rest of theirs go to unseen_choices.jsonl"
     )
+    skip_bad: int | None = option(None, ge=0, help="how many bad rows of all sources may be left out, exactly")
+    seed: int = option(0, ge=0, help="of the drawing and the split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StylesRecipe:
+    """Style-conditioned answers, made by rule from real ones: a system turn asks, the answer has the style."""
+
+    styles: tuple[str, ...] = option(STYLE_NAMES, choices=STYLE_NAMES, help="the styles to make")
+    share: float = option(0.7, ge=0.0, le=1.0, help="share of the conversations that get a style")
+    copies_per_row: int = option(2, ge=1, le=7, help="at most this many styles of one conversation")
+    plain: float = option(0.7, ge=0.0, le=1.0, help="share of those that also stay plain, without a system turn")
+    neutral: float = option(0.1, ge=0.0, le=1.0, help="share of the plain ones with a system turn that asks nothing")
+    max_words: int = option(120, ge=1, unit="words", help="leave out conversations with a longer answer")
+    head_words: int = option(
+        30, ge=4, unit="words", help="cut plain answers at a sentence end before this; long has the rest"
+    )
+    story_words: int | None = option(
+        None, ge=20, unit="words", help="cut a longer story in the question to whole sentences around the answer"
+    )
+    fuller: int = option(
+        9, ge=0, unit="words", help="a shorter answer about a story is followed by the sentence that supports it"
+    )
+    mend: bool = option(True, help="tidy line ends and spaces; give answers a capital letter and an end mark")
+    manners: int = option(0, ge=0, le=2000, help="conversations to add of greetings, thanks and who the model is")
+    limit: int | None = option(None, ge=1, help="at most this many conversations per source, drawn with the seed")
+    valid: float = option(0.05, ge=0.0, lt=1.0, help="share of the prompts in valid.jsonl")
     skip_bad: int | None = option(None, ge=0, help="how many bad rows of all sources may be left out, exactly")
     seed: int = option(0, ge=0, help="of the drawing and the split")

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from edgealign.data import restyle
 from edgealign.data.check import check
 from edgealign.data.forms import Conversation, Pair, Thumb, texts
 from edgealign.data.read import scan
+from edgealign.data.recipes import StylesRecipe
+from edgealign.data.styles import STYLES, follows
 
 pytestmark = pytest.mark.slow  # every file of the real data: some seconds
 
@@ -120,3 +123,23 @@ def test_api_calls_are_written_as_json_text(data: Path) -> None:
     assert isinstance(first, Thumb)
     assert first.completion == '{"get_menu_items": {"query": "espresso"}}'
     assert first.label
+
+
+def test_styles_of_real_answers_follow_their_style(data: Path, tmp_path: Path) -> None:
+    """Over real stories, instructions and dialogues: every style is made often, and none says what it should not."""
+    sources = [data / f"{name}.jsonl.gz" for name in ("fairytaleqa/qa_val", "dolly_noctx/sft", "tm4_coffee/dialogs")]
+    recipe = StylesRecipe(limit=400, story_words=60, share=1.0, plain=1.0, neutral=0.0, valid=0.0, max_words=500)
+    made = restyle.run(recipe, sources=sources, out=tmp_path / "styles")
+    assert min(made.meta["styles"][name] for name in STYLES) > 200
+    plain: dict[str, str] = {}
+    styled = []
+    requests = {request: name for name, style in STYLES.items() for request in style.requests}
+    for row in scan(made.path / "train.jsonl").rows:
+        assert isinstance(row, Conversation)
+        if row.messages[0].role == "system":
+            styled.append(row.messages)
+        else:
+            plain[row.messages[0].content] = row.messages[1].content
+    seen_once = [turns for turns in styled if turns[1].content in plain]
+    follow = sum(follows(requests[turns[0].content], turns[2].content, plain[turns[1].content]) for turns in seen_once)
+    assert follow / len(seen_once) > 0.97  # a prompt with two answers in the data may be compared with the other one
