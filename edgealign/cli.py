@@ -13,8 +13,18 @@ from typing import Annotated
 
 import typer
 
-from edgealign import __version__, cli_options, stages
-from edgealign.cli_options import ConfigOption, DryRunOption, JsonOption, Overrides, emit, takes_recipe
+from edgealign import __version__, cli_eval, cli_options, stages
+from edgealign.cli_options import (
+    AdapterOption,
+    ConfigOption,
+    DryRunOption,
+    JsonOption,
+    ModelOption,
+    OutOption,
+    Overrides,
+    emit,
+    takes_recipe,
+)
 from edgealign.errors import CheckFailed, EdgealignError, RecipeError, writing
 
 app = typer.Typer(
@@ -29,11 +39,9 @@ data_app = typer.Typer(help="Look at training data before it is used.", no_args_
 config_app = typer.Typer(help="Print what can be configured.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+app.add_typer(cli_eval.app, name="eval")
 
-OutOption = Annotated[Path, typer.Option("--out", help="directory to publish; it must not exist")]
-ModelOption = Annotated[str, typer.Option("--model", help="model directory or hub id")]
 DataOption = Annotated[list[str], typer.Option("--data", help="data file, directory or hub id; repeatable")]
-AdapterOption = Annotated[list[str] | None, typer.Option("--adapter", help="NAME=DIR; repeatable")]
 ValidOption = Annotated[
     list[str] | None, typer.Option("--valid", help="held-out data; without it a share of --data is held out")
 ]
@@ -144,6 +152,25 @@ def data_prepare(
     )
 
 
+@data_app.command("styles")
+@takes_recipe("styles")
+def data_styles(
+    source: Annotated[list[str] | None, typer.Argument(help="data files, directories or hub ids")] = None,
+    *,
+    out: OutOption,
+    map: MapOption = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Make answers in seven styles, each under a system turn that asks for it, from real conversations."""
+    cli_options.run_stage(
+        "styles", overrides, config, dry_run, json,
+        sources=source or [], mapping=cli_options.pairs(map, "--map"), out=out,
+    )
+
+
 @app.command()
 @takes_recipe("init")
 def init(
@@ -162,6 +189,25 @@ def init(
     if shape is not None:
         overrides["shape"] = shape
     cli_options.run_stage("init", overrides, config, dry_run, json, text=text or [], out=out)
+
+
+@app.command()
+@takes_recipe("pretrain")
+def pretrain(
+    *,
+    model: ModelOption,
+    out: OutOption,
+    data: DataOption,
+    valid: ValidOption = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Next-token training on plain text: rows of one length, WSD or cosine, on a CPU, a GPU, or several (torchrun)."""
+    cli_options.run_stage(
+        "pretrain", overrides, config, dry_run, json, model=model, data=data, valid=valid or [], out=out
+    )
 
 
 @app.command()
@@ -323,37 +369,6 @@ def bench(
 ) -> None:
     """Measure prefill, decode, time to first token, load, memory and adapter swap; fresh process per cell."""
     cli_options.run_stage("bench", overrides, config, dry_run, json, bundles=bundles, out=out)
-
-
-@app.command("eval")
-@takes_recipe("eval")
-def evaluate(
-    *,
-    bundle: Annotated[Path, typer.Option("--bundle", help="an exported bundle with the users' adapters")],
-    model: ModelOption,
-    out: OutOption,
-    adapter: AdapterOption = None,
-    users: Annotated[
-        Path, typer.Option("--users", help="dataset with unseen prompts and the users' tastes or choices")
-    ],
-    config: ConfigOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    overrides: Overrides,
-) -> None:
-    """Report whether each adapter moves answers in its user's direction, in torch and as shipped."""
-    cli_options.run_stage(
-        "eval",
-        overrides,
-        config,
-        dry_run,
-        json,
-        bundle=bundle,
-        model=model,
-        adapters=cli_options.directories(adapter),
-        users=users,
-        out=out,
-    )
 
 
 @app.command()

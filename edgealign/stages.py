@@ -23,7 +23,9 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "synth": Stage("dataset", "write the generated practice data: texts, pairs, three users' choices"),
     "prepare": Stage("dataset", "collect, filter and split rows of any readable form"),
+    "styles": Stage("dataset", "answers in a style that a system turn asks for, made by rule from real ones"),
     "init": Stage("model", "make a model with random weights from a named shape"),
+    "pretrain": Stage("model", "next-token training on plain text, from random weights or any model"),
     "sft": Stage("model", "supervised fine-tuning on conversations or text"),
     "dpo": Stage("model", "preference training, length-normalised by default"),
     "merge": Stage("model", "merge models of one base, or an adapter into its base"),
@@ -32,6 +34,8 @@ STAGES: dict[str, Stage] = {
     "verify": Stage("report", "the parity gate again: bundle against the torch reference"),
     "bench": Stage("report", "prefill, decode, first token, memory, adapter swap"),
     "eval": Stage("report", "do the adapters move answers in their users' direction? in torch and as shipped"),
+    "eval_language": Stage("report", "how well do models predict held-out text? beside n-gram models of the same text"),
+    "eval_chat": Stage("report", "forty fixed prompts: ends turns, keeps to a story, follows a style, same as shipped"),
 }
 
 RECIPES = Registry(
@@ -39,7 +43,9 @@ RECIPES = Registry(
     {
         "synth": "edgealign.data.recipes:SynthRecipe",
         "prepare": "edgealign.data.recipes:PrepareRecipe",
+        "styles": "edgealign.data.recipes:StylesRecipe",
         "init": "edgealign.models.recipes:InitRecipe",
+        "pretrain": "edgealign.train.recipes:PretrainRecipe",
         "sft": "edgealign.train.recipes:SftRecipe",
         "dpo": "edgealign.train.recipes:PreferenceRecipe",
         "merge": "edgealign.train.merge_recipe:MergeRecipe",
@@ -48,6 +54,8 @@ RECIPES = Registry(
         "verify": "edgealign.parity_recipes:VerifyRecipe",
         "bench": "edgealign.bench.recipes:BenchRecipe",
         "eval": "edgealign.personalize.evaluate_recipe:EvaluateRecipe",
+        "eval_language": "edgealign.evaluate.recipes:LanguageRecipe",
+        "eval_chat": "edgealign.evaluate.recipes:ChatRecipe",
     },
 )
 
@@ -56,7 +64,9 @@ RUNNERS = Registry(
     {
         "synth": "edgealign.data.synthetic:run",
         "prepare": "edgealign.data.prepare:run",
+        "styles": "edgealign.data.restyle:run",
         "init": "edgealign.models.create:run",
+        "pretrain": "edgealign.train.pretrain:run",
         "sft": "edgealign.train.sft:run",
         "dpo": "edgealign.train.preference:run",
         "merge": "edgealign.train.merge:run",
@@ -65,6 +75,8 @@ RUNNERS = Registry(
         "verify": "edgealign.parity:run",
         "bench": "edgealign.bench.run:run",
         "eval": "edgealign.personalize.evaluate:run",
+        "eval_language": "edgealign.evaluate.language:run",
+        "eval_chat": "edgealign.evaluate.chat:run",
     },
 )
 

@@ -1,4 +1,4 @@
-"""The knobs of `edgealign eval`."""
+"""The knobs of `edgealign eval personalization`."""
 
 from __future__ import annotations
 
