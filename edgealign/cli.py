@@ -211,6 +211,27 @@ def pretrain(
 
 
 @app.command()
+@takes_recipe("distill")
+def distill(
+    *,
+    model: ModelOption,
+    teacher: Annotated[Path, typer.Option("--teacher", help="the larger model, with the same vocabulary")],
+    out: OutOption,
+    data: DataOption,
+    valid: ValidOption = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Next-token training with a teacher's top K beside the text; the teacher runs once and is cached."""
+    cli_options.run_stage(
+        "distill", overrides, config, dry_run, json,
+        model=model, teacher=teacher, data=data, valid=valid or [], out=out,
+    )
+
+
+@app.command()
 @takes_recipe("sft")
 def sft(
     *,
@@ -218,13 +239,20 @@ def sft(
     data: DataOption,
     out: OutOption,
     valid: ValidOption = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option("--judge", help="model that scores difficulty for --order; repeatable; none: --model itself"),
+    ] = None,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     overrides: Overrides,
 ) -> None:
-    """Supervised fine-tuning on conversations, instructions or plain text."""
-    cli_options.run_stage("sft", overrides, config, dry_run, json, model=model, data=data, valid=valid or [], out=out)
+    """Supervised fine-tuning on conversations, instructions or plain text; --order easy_to_hard is a curriculum."""
+    cli_options.run_stage(
+        "sft", overrides, config, dry_run, json,
+        model=model, data=data, valid=valid or [], judges=judge or [], out=out,
+    )
 
 
 @app.command()

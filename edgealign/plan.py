@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from edgealign import recipe as recipes
+from edgealign.models.builtin import built_in
 
-FLOPS_PER_PARAMETER_TOKEN = {"sft": 6, "dpo": 8, "personalize": 8, "verify": 2, "export": 2, "eval": 2}
+FLOPS_PER_PARAMETER_TOKEN = {
+    "pretrain": 6, "distill": 6, "sft": 6, "dpo": 8, "personalize": 8, "verify": 2, "export": 2, "eval": 2,
+}
 BYTES_PER_TOKEN_OF_TEXT = 4
 TRAINED_STATE_BYTES = 16
 
@@ -57,20 +60,37 @@ def _estimate(stage: str, recipe: Any, arguments: Mapping[str, Any]) -> dict[str
     model = arguments.get("model")
     if stage not in FLOPS_PER_PARAMETER_TOKEN:
         return {"time and memory": "not estimated for this stage"}
-    if model is None or not Path(str(model)).is_dir():
+    folder = None if model is None else built_in(model) or Path(str(model))
+    if folder is None or not folder.is_dir():
         return {"time and memory": "once its model is there"}
-    parameters = count_parameters(Path(str(model)))
+    parameters = count_parameters(folder)
     values = recipes.to_dict(recipe)
     adapts = bool(values.get("lora")) or stage == "personalize"
-    trains = stage in ("sft", "dpo")
+    trains = stage in ("pretrain", "distill", "sft", "dpo")
     memory = parameters * (TRAINED_STATE_BYTES if trains and not adapts else 4)
     found = {"parameters": f"{parameters:,}", "memory": f"about {memory / 2**30:.1f} GiB for the weights' state"}
     tokens = sum(_text_bytes(item) for item in _sources(arguments)) / BYTES_PER_TOKEN_OF_TEXT
     if tokens:
-        work = FLOPS_PER_PARAMETER_TOKEN[stage] * parameters * tokens * float(values.get("epochs", 1) or 1)
-        seconds = work / (measure_gflops() * 1e9)
-        found["time"] = f"about {seconds:.0f} s at this machine's fp32 matrix speed, if all data is used"
+        seen = float(values.get("total_tokens") or tokens * float(values.get("epochs", 1) or 1))
+        work = FLOPS_PER_PARAMETER_TOKEN[stage] * parameters * seen
+        speed = measure_gflops() * 1e9
+        if stage == "distill":
+            kept = int(values["top_k"]) * 4 * seen / 2**20  # two bytes for an id, two for a log-probability
+            found["teacher"] = f"about {kept:,.0f} MiB of cache; its forward passes come to the time below"
+        found["time"] = f"about {work / speed:.0f} s at this machine's fp32 matrix speed, if all data is used"
+        if values.get("order", "shuffled") != "shuffled":
+            found["difficulty"] = _scoring(arguments.get("judges") or [], str(model), tokens, speed)
     return found
+
+
+def _scoring(judges: list[Any], model: str, tokens: float, speed: float) -> str:
+    """The forward passes that `sft --order` needs before it trains."""
+    here = [Path(str(entry)) for entry in judges or [model] if Path(str(entry)).is_dir()]
+    if len(here) < max(1, len(judges)):
+        return f"one forward pass over the data by each of {len(judges)} judges, once they are there"
+    seconds = 2 * tokens * sum(count_parameters(entry) for entry in here) / speed
+    by = f"each of {len(judges)} judges" if judges else "the model itself"
+    return f"one forward pass over the data by {by}, about {seconds:.0f} s; kept in the cache"
 
 
 def _sources(arguments: Mapping[str, Any]) -> list[Path]:

@@ -43,6 +43,12 @@ HELD_OUT = Panel("held-out loss", "nats per token", (("held_out", "held-out rows
 PEAK = Panel("share of the measured matrix-product peak", "share", (("peak_share", "training"),))
 
 PRETRAIN_PANELS = (LOSS, HELD_OUT, STEPS, GRADIENT, SPEED, PEAK)
+TEACHER = Panel(
+    "the loss's parts", "nats per token",
+    (("ce", "cross-entropy"), ("kl_membership", "membership of the top K"), ("kl_inside", "inside the top K")),
+)
+
+DISTILL_PANELS = (LOSS, TEACHER, HELD_OUT, STEPS, GRADIENT, SPEED)
 SFT_PANELS = (LOSS, STEPS, GRADIENT, SPEED)
 PREFERENCE_PANELS = (LOSS, RANKING, MARGIN_MEAN, MARGIN_SUM, LOGPROBS, DRIFT, LENGTHS, STEPS)
 

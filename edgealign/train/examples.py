@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgealign.artifact import MANIFEST, Input, file_input, open_artifact
-from edgealign.data.encode import encode_conversations, encode_pairs, encode_texts
+from edgealign.data.encode import encode_conversations, encode_pairs, encode_text
 from edgealign.data.mapping import parse_mapping
 from edgealign.data.read import Loaded, read_all
 from edgealign.errors import InputError
@@ -19,7 +19,9 @@ from edgealign.progress import say
 from edgealign.train.layout import Tree, document, pair
 from edgealign.train.recipes import TrainRecipe
 
-Encode = Callable[[Any, Loaded, int], tuple[list[Tree], int, list[tuple[int, str]]]]
+# Trees, the place of each one's row in the source, how many were cut, and what was refused with the reason.
+Encoding = tuple[list[Tree], list[int], int, list[tuple[int, str]]]
+Encode = Callable[[Any, Loaded, int], Encoding]
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,28 @@ class Examples:
     facts: dict[str, int]
     inputs: tuple[Input, ...]
     licences: dict[str, str]
+    origins: tuple[Origin, ...] = ()  # of `train`, where they were asked for
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an example comes from: the number of its source, the line in it, and the row as it was read."""
+
+    source: int
+    line: int
+    row: Any  # data.forms.Row
 
 
 def load_documents(
-    sources: Sequence[str], tokenizer: Any, recipe: TrainRecipe, *, valid: Sequence[str] = ()
+    sources: Sequence[str], tokenizer: Any, recipe: TrainRecipe, *, valid: Sequence[str] = (), origins: bool = False
 ) -> Examples:
-    """Conversations, completions and plain text, for SFT.
+    """Conversations, completions and plain text, for SFT; `origins`: remember the row of every training example.
 
     Raises:
         InputError: unreadable, empty, of another form, or with bad rows that the recipe does not allow for.
     """
-    return _load(sources, valid, tokenizer, recipe, _encode_documents, ("conversation", "text"), "edgealign dpo")
+    forms = ("conversation", "text")
+    return _load(sources, valid, tokenizer, recipe, _encode_documents, forms, "edgealign dpo", origins)
 
 
 def load_pairs(sources: Sequence[str], tokenizer: Any, recipe: TrainRecipe, *, valid: Sequence[str] = ()) -> Examples:
@@ -82,6 +95,7 @@ def _load(
     encode: Encode,
     forms: tuple[str, ...],
     other: str,
+    origins: bool = False,
 ) -> Examples:
     if not sources:
         raise InputError("--data", "names no file", "give at least one --data FILE")
@@ -89,11 +103,12 @@ def _load(
     loaded = read_all([*sources, *valid], mapping=mapping, skip_bad=recipe.skip_bad, limit=recipe.limit)
     facts = {"rows": 0, "bad_rows": 0, "ties": 0, "cut": 0, "refused": 0}
     trees: list[list[Tree]] = []
+    places: list[list[int]] = []
     for part in loaded:
         if part.form not in forms:
             reason = f"holds rows of the form {part.form}, not {' or '.join(forms)}"
             raise InputError(part.source, reason, f"see: {other} --help")
-        made, cut, refused = encode(tokenizer, part, recipe.max_tokens)
+        made, kept, cut, refused = encode(tokenizer, part, recipe.max_tokens)
         facts["rows"] += part.total
         facts["bad_rows"] += len(part.bad)
         facts["ties"] += part.ties
@@ -101,11 +116,14 @@ def _load(
         facts["refused"] += len(refused)
         _report(part, made, cut, refused, recipe.max_tokens)
         trees.append(made)
+        places.append(kept)
     train = [tree for part in trees[: len(sources)] for tree in part]
     held = [tree for part in trees[len(sources) :] for tree in part][: recipe.valid_limit]
+    found = _origins(loaded[: len(sources)], places) if origins else []
     if not valid:
         kept_at, held_at = hold_out(train, fraction=recipe.valid_fraction, limit=recipe.valid_limit, seed=recipe.seed)
         train, held = [train[i] for i in kept_at], [train[i] for i in held_at]
+        found = [found[i] for i in kept_at] if origins else []
     facts |= {
         "train_examples": len(train),
         "held_out_examples": len(held),
@@ -113,22 +131,35 @@ def _load(
         "learned_tokens": sum(tree.n_learned for tree in train),
     }
     inputs, licences = provenance(loaded, len(sources))
-    return Examples(tuple(train), tuple(held), facts, inputs, licences)
+    return Examples(tuple(train), tuple(held), facts, inputs, licences, tuple(found))
 
 
-def _encode_documents(tokenizer: Any, part: Loaded, max_tokens: int) -> tuple[list[Tree], int, list[tuple[int, str]]]:
+def _origins(loaded: Sequence[Loaded], places: Sequence[Sequence[int]]) -> list[Origin]:
+    return [
+        Origin(number, part.lines[place] if part.lines else place + 1, part.rows[place])
+        for number, part in enumerate(loaded)
+        for place in places[number]
+    ]
+
+
+def _encode_documents(tokenizer: Any, part: Loaded, max_tokens: int) -> Encoding:
     rows: Any = part.rows  # one form per source
     if part.form == "text":
-        pieces = encode_texts(tokenizer, rows, max_tokens=max_tokens)
-        return [document(piece.ids, piece.mask) for piece in pieces], 0, []
+        made = [
+            (place, document(piece.ids, piece.mask))
+            for place, row in enumerate(rows)
+            for piece in encode_text(tokenizer, row.text, max_tokens=max_tokens, name=f"text {place + 1}")
+        ]
+        return [tree for _, tree in made], [place for place, _ in made], 0, []
     encoded = encode_conversations(tokenizer, rows, max_tokens=max_tokens)
-    return [document(row.ids, row.mask) for row in encoded.rows], encoded.cut, list(encoded.refused)
+    trees = [document(row.ids, row.mask) for row in encoded.rows]
+    return trees, list(encoded.kept), encoded.cut, list(encoded.refused)
 
 
-def _encode_pairs(tokenizer: Any, part: Loaded, max_tokens: int) -> tuple[list[Tree], int, list[tuple[int, str]]]:
+def _encode_pairs(tokenizer: Any, part: Loaded, max_tokens: int) -> Encoding:
     rows: Any = part.rows
     encoded = encode_pairs(tokenizer, rows, max_tokens=max_tokens)
-    return [pair(*row) for row in encoded.rows], encoded.cut, list(encoded.refused)
+    return [pair(*row) for row in encoded.rows], list(encoded.kept), encoded.cut, list(encoded.refused)
 
 
 def _report(part: Loaded, trees: Sequence[Tree], cut: int, refused: Sequence[tuple[int, str]], max_tokens: int) -> None:

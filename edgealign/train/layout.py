@@ -106,6 +106,8 @@ class Batch:
     sequence: Tensor  # (N,) int64: the sequence that the learned token belongs to
     lengths: Tensor  # (S,) int64: learned tokens per sequence
     n_tokens: int  # real tokens, without padding
+    candidates: Tensor | None = None  # (N, K) int64: tokens whose log-probabilities a loss reads beside the target's
+    teacher: Tensor | None = None  # (N, K) float32: a teacher's log-probabilities of them
 
     @property
     def n_sequences(self) -> int:

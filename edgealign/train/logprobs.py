@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from edgealign.errors import InputError
 from edgealign.objectives.scores import Ragged, Scores, pad_ragged
+from edgealign.train.gather import gather_logprobs
 from edgealign.train.layout import Batch, branches, document, pack
 from edgealign.train.shortconv import (
     TAPS,
@@ -66,12 +67,15 @@ def token_logprobs(model: nn.Module, batch: Batch, *, chunk: int | None = None) 
     """(N,) float32: log p(target | its own path) for the learned tokens of `batch`.
 
     `model` is a transformers causal language model, PEFT-wrapped or not, inside `shortconv.tree_rows(model)`.
-    Differentiable in whatever requires grad; call it under `torch.no_grad()` to score.
+    Differentiable in whatever requires grad; call it under `torch.no_grad()` to score. A batch with candidates (a
+    distillation) gives (N, 1 + K): the target's, then the candidates'.
     """
     hidden = hidden_states(model, batch)  # (B, T, D)
     picked = hidden.flatten(0, 1).index_select(0, batch.source)  # (N, D)
     weight, bias = output_projection(model)
     rows = chunk or max(1, CHUNK_LOGITS // weight.shape[0])
+    if batch.candidates is not None:
+        return gather_logprobs(picked, weight, bias, torch.cat([batch.target[:, None], batch.candidates], 1), rows)
     out: Tensor = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
         picked, weight, bias, batch.target, rows
     )

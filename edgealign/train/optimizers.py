@@ -34,7 +34,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """One step of both; a closure is not supported."""
         if closure is not None:
             raise ValueError("this optimizer takes no closure")
-        self.muon.step()
+        self.muon.step()  # type: ignore[no-untyped-call]
         self.adamw.step()
 
     def state_dict(self) -> dict[str, Any]:

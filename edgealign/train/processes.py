@@ -53,7 +53,7 @@ def add_gradients(model: nn.Module, *more: Tensor) -> None:
     tensors = [*(p.grad for p in learned if p.grad is not None), *more]
     flat = torch.cat([tensor.flatten().float() for tensor in tensors])
     dist.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+    for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
 
 

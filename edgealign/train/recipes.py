@@ -93,6 +93,25 @@ class SftRecipe(TrainRecipe):
     weight_decay: float = option(0.1, ge=0.0, help="AdamW's decoupled weight decay", source=_LFM2)
     adam_beta2: float = option(0.95, gt=0.0, lt=1.0, help="AdamW's second-moment decay; beta1 is 0.9", source=_LFM2)
 
+    # curriculum
+    order: str = option(
+        "shuffled", choices=("shuffled", "easy_to_hard", "hard_to_easy"), source="easy_to_hard: " + _LFM2,
+        help="of the examples within an epoch, by a difficulty that judges score; hard_to_easy is the control",
+    )
+    difficulty: str = option(
+        "loss", choices=("loss", "success"),
+        help="loss: the judges' mean loss on the answer; success: the share of judges that do not get it right",
+    )
+    success_accuracy: float = option(
+        0.5, gt=0.0, le=1.0,
+        help="a judge gets an answer right when its first guess is right for this share of the answer's tokens",
+    )
+    mixing: float = option(
+        0.1, ge=0.0, le=1.0,
+        help="share of chance in an example's place, so that a batch is not of one kind; 0: strict order, 1: shuffled",
+    )
+    curriculum_epochs: int = option(0, ge=0, help="order only the first so many epochs and shuffle the rest; 0: all")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe(TrainRecipe):
@@ -132,6 +151,17 @@ class PretrainRecipe(TrainRecipe):
     def peak_learning_rate(self) -> float:
         """5e-3 for a small model from scratch (measured: benchmarks/starter_sweep.py, muon, 6 to 8 M parameters)."""
         return self.learning_rate or (1e-3 if self.lora else 5e-3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRecipe(PretrainRecipe):
+    """Next-token training with a teacher's top K beside the text."""
+
+    top_k: int = option(32, ge=1, le=1024, unit="tokens", help="tokens of the teacher kept per position", source=_LFM2)
+    temperature: float = option(
+        1.0, gt=0.0, le=20.0, help="of the part inside the top K; which mass lies inside is never tempered"
+    )
+    ce_weight: float = option(0.5, ge=0.0, le=1.0, help="share of cross-entropy in the loss, beside distillation")
 
 
 @dataclass(frozen=True, kw_only=True)

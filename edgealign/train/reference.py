@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from edgealign.progress import say
 from edgealign.train.layout import Tree
@@ -35,24 +35,32 @@ def reference_scores(
     `model_digest` must identify the weights: the digest of the artifact that was loaded, untouched since.
     """
     file = cache_dir() / f"{cache_key(trees, passes, model_digest, template_hash)}.safetensors"
-    expected = sum(tree.n_learned for tree in trees)
+    found = cached(
+        file, {"logprobs": sum(tree.n_learned for tree in trees)},
+        lambda: {"logprobs": score(model, trees, passes, label="reference log-probabilities")},
+    )
+    return PerToken.of(found["logprobs"], trees)
+
+
+def cached(file: Path, sizes: Mapping[str, int], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of these names and sizes from `file`; where it is absent or damaged, computed and stored there."""
     if file.is_file():
         try:
-            values = load_file(file)["logprobs"]
-        except (SafetensorError, KeyError, OSError):
-            values = torch.empty(0)
-        if values.numel() == expected:
-            return PerToken.of(values, trees)
-        say(f"{file.name} in the reference cache is damaged: computing it again")
-    values = score(model, trees, passes, label="reference log-probabilities")
-    _store(file, values)
-    return PerToken.of(values, trees)
+            found: dict[str, Tensor] = load_file(file)
+        except (SafetensorError, OSError):
+            found = {}
+        if {name: values.numel() for name, values in found.items()} == dict(sizes):
+            return found
+        say(f"{file.name} in the {file.parent.name} cache is damaged: computing it again")
+    found = compute()
+    _store(file, found)
+    return found
 
 
-def cache_dir() -> Path:
-    """`reference/` below EDGEALIGN_CACHE, or below ~/.cache/edgealign."""
+def cache_dir(name: str = "reference") -> Path:
+    """`reference/` (or another name) below EDGEALIGN_CACHE, or below ~/.cache/edgealign."""
     root = os.environ.get("EDGEALIGN_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "edgealign") / "reference"
+    return (Path(root) if root else Path.home() / ".cache" / "edgealign") / name
 
 
 def cache_key(trees: Sequence[Tree], passes: Passes, model_digest: str, template_hash: str | None) -> str:
@@ -71,14 +79,14 @@ def cache_key(trees: Sequence[Tree], passes: Passes, model_digest: str, template
     return digest.hexdigest()
 
 
-def _store(file: Path, values: torch.Tensor) -> None:
+def _store(file: Path, found: Mapping[str, Tensor]) -> None:
     """Write beside and rename. A cache that cannot be written costs time next time, not this run."""
     part = file.with_name(f".{file.name}.part-{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"logprobs": values.contiguous()}, part)
+        save_file({name: values.contiguous() for name, values in found.items()}, part)
         os.replace(part, file)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        say(f"the reference cache {file.parent} cannot be written ({error}): going on without it")
+        say(f"the {file.parent.name} cache {file.parent} cannot be written ({error}): going on without it")

@@ -56,6 +56,17 @@ class Rows:
         start = index * self.width
         return int((np.diff(self.document[start : start + self.width + 1]) == 0).sum())
 
+    def learned_counts(self) -> np.ndarray:
+        """(rows,) `n_learned` of every row."""
+        same = np.diff(self.document[: len(self) * self.width + 1]) == 0
+        counts: np.ndarray = same.reshape(len(self), self.width).sum(1)
+        return counts
+
+    def head(self, n_rows: int) -> Rows:
+        """The first rows, as a stream of their own."""
+        end = min(n_rows, len(self)) * self.width + 1
+        return Rows(self.ids[:end], self.document[:end], self.width)
+
     def groups(self, indices: Sequence[int], tokens_per_pass: int) -> list[list[int]]:
         """`indices` in passes of as many rows as fit, at least one."""
         n = max(1, tokens_per_pass // self.width)

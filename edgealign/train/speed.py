@@ -51,8 +51,8 @@ def training_flops(model: nn.Module, width: int) -> float:
     attention = sum(kind != "conv" for kind in kinds)
     parameters = sum(p.numel() for p in model.parameters())
     if not config.tie_word_embeddings:
-        parameters -= config.vocab_size * config.hidden_size
-    return 6.0 * parameters + 6.0 * width * config.hidden_size * attention
+        parameters -= int(config.vocab_size * config.hidden_size)
+    return 6.0 * parameters + 6.0 * width * int(config.hidden_size) * attention
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -20,6 +20,7 @@ import torch
 
 from edgealign.artifact import (
     Artifact,
+    Input,
     hash_json,
     open_artifact,
     open_model,
@@ -36,6 +37,7 @@ from edgealign.progress import is_first_process, say
 from edgealign.train import processes
 from edgealign.train.adapt import add_lora, merge_lora, restore, save_lora, trainable
 from edgealign.train.checkpoints import full_disk
+from edgealign.train.curriculum import Curriculum
 from edgealign.train.curves import Panel, draw_curves
 from edgealign.train.examples import Examples
 from edgealign.train.history import HISTORY_FILE, read_history
@@ -75,6 +77,8 @@ class Plan:
     panels: Sequence[Panel]
     facts: dict[str, Any]
     review: Callable[[Fit], list[str]]  # warnings from the log
+    inputs: Sequence[Input] = ()  # more of them than model and data
+    curriculum: Callable[[Base, Examples, Path], Curriculum] | None = None  # the order of the data; none: shuffled
 
 
 def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) -> Artifact:
@@ -88,7 +92,7 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
         if not examples.train:
             raise InputError("--data", "leaves no example to train on", "give more rows or a smaller --valid-fraction")
         base = _load_base(source, tokenizer, recipe)
-        inputs = [source.as_input("model"), *examples.inputs]
+        inputs = [source.as_input("model"), *plan.inputs, *examples.inputs]
         facts = _sizes(base, recipe)
         key = hash_json(
             {
@@ -103,12 +107,16 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
         warnings = [message for message in (warn_few_steps(_n_steps(recipe, len(examples.train))),) if message]
         with writing(out), full_disk(out):
             before = _remembered(work / "before.json", lambda: _evaluate(base, held_out))
+            curriculum = plan.curriculum(base, examples, work) if plan.curriculum else None
             trained = _with_lora(base.model, recipe) if recipe.lora else base.model
-            result = fit(trained, task, recipe, passes=base.passes, work=work, held_out=held_out)
+            result = fit(
+                trained, task, recipe, passes=base.passes, work=work, held_out=held_out,
+                order=curriculum.order if curriculum else None,
+            )
         if not is_first_process():
             processes.wait()
             return open_artifact(out)
-        warnings += plan.review(result)
+        warnings += [*(curriculum.warnings if curriculum else ()), *plan.review(result)]
         after = evaluate(trained, held_out, base.passes, label="evaluating the result") if held_out else {}
         _say_outcome(plan.name, before, after)
         with full_disk(out), publish(
@@ -124,6 +132,9 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
             if (work / HISTORY_FILE).is_file():
                 shutil.copyfile(work / HISTORY_FILE, draft.dir / HISTORY_FILE)
             draw_curves(_with_history(result.rows, work), plan.panels, draft.dir / "curves.png", title=title)
+            if curriculum:
+                curriculum.write(draft.dir, result.rows)
+                draft.meta["difficulty"] = curriculum.facts()
             draft.meta.update(
                 {
                     **plan.facts, **facts, "examples": examples.facts, "steps": result.n_steps,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ from edgealign.train.tasks import Task
 
 FEW_STEPS = 50  # fewer optimizer steps than this rarely change a model visibly (lqh warns at the same number)
 Step = list[list[int]]  # examples of one optimizer step, one list per forward pass
+Order = Callable[[int], Sequence[int] | None]  # epoch from 0 -> all examples in order; None: shuffled by the seed
 
 
 @dataclass(frozen=True)
@@ -55,32 +56,43 @@ class Fit:
     log: LogCallback
 
 
-def plan_steps(task: Task, recipe: TrainRecipe, passes: Passes) -> list[Step]:
-    """All optimizer steps of a run: every epoch shuffles anew, the last step of an epoch may be smaller."""
+def plan_steps(task: Task, recipe: TrainRecipe, passes: Passes, order: Order | None = None) -> list[Step]:
+    """All optimizer steps of a run: every epoch shuffles anew, the last step of an epoch may be smaller.
+
+    `order` may put an epoch in another order. It must give the same answer every time: a resumed run asks again.
+    """
     steps: list[Step] = []
     n = len(task.trees)
     n_wanted = wanted_steps(recipe)
     for epoch in range(epochs_of(task, recipe)):
-        order = np.random.default_rng((recipe.seed, epoch)).permutation(n).tolist()
+        given = order(epoch) if order is not None else None
+        places = np.random.default_rng((recipe.seed, epoch)).permutation(n).tolist() if given is None else given
         for start in range(0, n, recipe.batch_size):
-            steps.append(passes.groups(task.trees, order[start : start + recipe.batch_size]))
+            steps.append(passes.groups(task.trees, places[start : start + recipe.batch_size]))
             if len(steps) == n_wanted:
                 return steps
     return steps
 
 
 def fit(
-    model: nn.Module, task: Task, recipe: TrainRecipe, *, passes: Passes, work: Path, held_out: Task | None = None
+    model: nn.Module,
+    task: Task,
+    recipe: TrainRecipe,
+    *,
+    passes: Passes,
+    work: Path,
+    held_out: Task | None = None,
+    order: Order | None = None,
 ) -> Fit:
     """Train `model` in place on all steps of `plan_steps`, from the newest whole checkpoint below `work` if any.
 
     The caller has fixed the number of threads (`precision.fixed_threads`). `held_out` is evaluated on the way where
-    the recipe asks for it (`pretrain`).
+    the recipe asks for it (`pretrain`). `order`: see `plan_steps`.
 
     Raises:
         CheckFailed: the loss stopped being a number.
     """
-    steps = plan_steps(task, recipe, passes)
+    steps = plan_steps(task, recipe, passes, order)
     config: Any = getattr(model, "config", None)
     use_cache = getattr(config, "use_cache", None)  # the trainer turns it off for good
     checkpoint = newest_complete(work)
@@ -213,7 +225,9 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             seconds = max(time.monotonic() - self._since_s, 1e-9)
             sums, tokens = processes.add_counts(self._sums, self._tokens)
             logs.update({name: value / max(self._weight, 1) for name, value in sums.items()})
-            logs.update(tokens=float(tokens), tok_per_s=tokens / seconds, peak_share=self.speed.share(tokens / seconds))
+            logs.update(tokens=float(tokens), tok_per_s=tokens / seconds)
+            if self.speed.peak_flops:
+                logs["peak_share"] = self.speed.share(tokens / seconds)
         self._sums.clear()
         self._tokens = 0
         super().log(logs, start_time)

@@ -1,0 +1,75 @@
+"""Log-probabilities of several tokens per position, and the likeliest tokens of a position, in chunks.
+
+What distillation needs beside `logprobs.token_logprobs`: for each position the student's log-probabilities of the
+teacher's K tokens, and from the teacher those tokens. The (N, V) logits exist for one chunk of positions at a time.
+
+Shape legend: N positions, M tokens asked for per position, K tokens kept, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def gather_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, chunk: int) -> Tensor:
+    """log softmax(hidden W^T + bias)[ids]: hidden (N, D), weight (V, D), ids (N, M) -> (N, M) float32.
+
+    Differentiable in hidden, weight and bias; `chunk` positions at a time.
+    """
+    out: Tensor = _ChunkedGather.apply(hidden, weight, bias, ids, chunk)  # type: ignore[no-untyped-call]
+    return out
+
+
+def likeliest(hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """The K likeliest tokens of every position: log-probabilities (N, K), normalised over all V, and ids (N, K)."""
+    values = hidden.new_empty(hidden.shape[0], k, dtype=torch.float32)
+    ids = torch.empty(hidden.shape[0], k, dtype=torch.int64, device=hidden.device)
+    for start in range(0, hidden.shape[0], chunk):
+        part = slice(start, start + chunk)
+        values[part], ids[part] = _log_softmax(hidden[part], weight, bias).topk(k, dim=-1)
+    return values, ids
+
+
+class _ChunkedGather(torch.autograd.Function):
+    """d logits = scatter(g) - softmax * sum(g); the logits are made again in backward, a chunk at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, chunk: int) -> Tensor:
+        out = hidden.new_empty(ids.shape, dtype=torch.promote_types(torch.float32, hidden.dtype))
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
+            out[part] = _log_softmax(hidden[part], weight, bias).gather(1, ids[part])
+        ctx.chunk, ctx.device = chunk, hidden.device.type
+        ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
+        ctx.save_for_backward(hidden, weight, bias, ids)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        (grad,) = grads  # (N, M)
+        hidden, weight, bias, ids = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        enabled, dtype = ctx.autocast
+        with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):  # the same logits as in forward
+            for start in range(0, hidden.shape[0], ctx.chunk):
+                part = slice(start, start + ctx.chunk)
+                direction = _log_softmax(hidden[part], weight, bias).exp_().mul_(-grad[part].sum(1, keepdim=True))
+                direction = direction.scatter_add_(1, ids[part], grad[part]).to(weight.dtype)  # (n, V)
+                if grad_hidden is not None:
+                    grad_hidden[part] = direction @ weight
+                if grad_weight is not None:
+                    grad_weight += direction.t() @ hidden[part].to(weight.dtype)
+                if grad_bias is not None:
+                    grad_bias += direction.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(N, D) -> (N, V), float32 or wider"""
+    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
+    return torch.log_softmax(logits.to(torch.promote_types(torch.float32, hidden.dtype)), dim=-1)

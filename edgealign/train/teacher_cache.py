@@ -1,0 +1,158 @@
+"""A teacher's top K per token, stored sparsely: a large teacher runs over a data set once, for any number of students.
+
+`<cache>/teacher/<key>/00000.ids.npy`, `.logprobs.npy` and `.json`: one shard for every SHARD_ROWS rows.
+Log-probabilities are float16 and normalised over the whole vocabulary; ids are uint16, or uint32 for a vocabulary above
+65,536. K = 32 takes 128 bytes per token (a full row of float16 logits of a 65,536-token vocabulary takes 131,072). The
+JSON file, written last, holds the SHA-256 of both arrays: what is damaged, or half written when the power went, is made
+again. The key covers the teacher's weights, every token of the rows, K, and the arithmetic.
+
+Shape legend: N learned tokens of some rows, K tokens kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgealign.artifact import sha256_file, write_atomic
+from edgealign.errors import writing
+from edgealign.progress import bar, say
+from edgealign.train.gather import likeliest
+from edgealign.train.layout import Batch
+from edgealign.train.logprobs import CHUNK_LOGITS, hidden_states, output_projection
+from edgealign.train.reference import cache_dir
+from edgealign.train.rows import Rows
+from edgealign.train.scoring import Passes
+from edgealign.train.shortconv import tree_rows
+
+FORMAT = "teacher-1"
+SHARD_ROWS = 1024
+SMALL_VOCABULARY = 2**16
+
+
+@dataclass(frozen=True)
+class TaughtRows(Rows):
+    """Rows whose batches bring the teacher's top K along."""
+
+    shards: tuple[tuple[np.ndarray, np.ndarray], ...]  # per shard: ids and log-probabilities, (N, K) each
+    starts: np.ndarray  # (rows + 1,) where a row's tokens begin among all learned tokens
+    shard_starts: np.ndarray  # the same for the first row of each shard
+
+    def batch(self, indices: Sequence[int], *, kernel: int) -> Batch:
+        plain = super().batch(indices, kernel=kernel)
+        ids, logps = zip(*(self._row(i) for i in indices), strict=True)
+        return Batch(
+            **{**vars(plain), "candidates": torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+               "teacher": torch.from_numpy(np.concatenate(logps).astype(np.float32))}
+        )
+
+    def _row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        number = index // SHARD_ROWS
+        part = slice(*(int(self.starts[index + i] - self.shard_starts[number]) for i in (0, 1)))
+        ids, logps = self.shards[number]
+        return ids[part], logps[part]
+
+
+def teach(
+    rows: Rows, load_teacher: Any, *, teacher_digest: str, vocab_size: int, k: int, passes: Passes
+) -> tuple[TaughtRows, dict[str, Any]]:
+    """Rows with the teacher's top K, from the cache where they are known, and facts for the manifest.
+
+    Args:
+        load_teacher: called without arguments when something is missing; gives the model, ready to run.
+    """
+    folder = cache_dir("teacher") / _key(rows, teacher_digest, k, passes)
+    counts = rows.learned_counts()
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    n_shards = -(-len(rows) // SHARD_ROWS)
+    wanted = [int(starts[min((i + 1) * SHARD_ROWS, len(rows))] - starts[i * SHARD_ROWS]) for i in range(n_shards)]
+    missing = [i for i in range(n_shards) if not _is_whole(folder, i, (wanted[i], k))]
+    if missing:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            dtype = np.uint16 if vocab_size <= SMALL_VOCABULARY else np.uint32
+            _fill(folder, missing, rows, load_teacher(), passes, k, dtype)
+    else:
+        say(f"the teacher's top {k} of {starts[-1]:,} tokens are in the cache")
+    shards = tuple((_open(folder, i, "ids"), _open(folder, i, "logprobs")) for i in range(n_shards))
+    taught = TaughtRows(rows.ids, rows.document, rows.width, shards, starts, starts[::SHARD_ROWS])
+    size = sum(_file(folder, i, name).stat().st_size for i in range(n_shards) for name in ("ids", "logprobs"))
+    mass = float(np.mean([np.exp(np.asarray(logps[:4096], dtype=np.float32)).sum(1).mean() for _, logps in shards]))
+    return taught, {
+        "teacher_tokens": int(starts[-1]), "teacher_bytes": size, "teacher_shards_made": len(missing),
+        "teacher_mass": round(mass, 4),
+    }
+
+
+def _fill(
+    folder: Path, missing: Sequence[int], rows: Rows, teacher: nn.Module, passes: Passes, k: int, ids_dtype: Any
+) -> None:
+    device = next(teacher.parameters()).device
+    weight, bias = output_projection(teacher)
+    total = sum(min(SHARD_ROWS, len(rows) - i * SHARD_ROWS) for i in missing)
+    with bar(total=total, label="teacher") as advance, torch.no_grad(), tree_rows(teacher):
+        for number in missing:
+            found: list[tuple[np.ndarray, np.ndarray]] = []
+            mine = range(number * SHARD_ROWS, min((number + 1) * SHARD_ROWS, len(rows)))
+            for group in passes.groups(rows, mine):
+                batch = passes.batch(rows, group, device)
+                with passes.precision.context(device):
+                    hidden = hidden_states(teacher, batch).flatten(0, 1).index_select(0, batch.source)
+                    logps, ids = likeliest(hidden, weight, bias, k, max(1, CHUNK_LOGITS // weight.shape[0]))
+                found.append((ids.cpu().numpy().astype(ids_dtype), logps.cpu().numpy().astype(np.float16)))
+                advance(len(group), "")
+            arrays = {"ids": np.concatenate([a for a, _ in found]), "logprobs": np.concatenate([b for _, b in found])}
+            for name, array in arrays.items():
+                part = folder / f".{name}.part-{os.getpid()}.npy"
+                np.save(part, array, allow_pickle=False)
+                os.replace(part, _file(folder, number, name))
+            digests = {name: sha256_file(_file(folder, number, name)) for name in arrays}
+            write_atomic(_marker(folder, number), json.dumps(digests))
+
+
+def _is_whole(folder: Path, number: int, shape: tuple[int, int]) -> bool:
+    """Whether a shard is there, of this shape, and undamaged."""
+    if not _marker(folder, number).is_file():
+        return False
+    try:
+        digests = json.loads(_marker(folder, number).read_text(encoding="utf-8"))
+        whole = all(
+            sha256_file(_file(folder, number, name)) == digests[name]
+            and _open(folder, number, name).shape == shape
+            for name in ("ids", "logprobs")
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        say(f"shard {number} of the teacher's cache {folder.name[:12]} is damaged: making it again")
+    return whole
+
+
+def _open(folder: Path, number: int, name: str) -> np.ndarray:
+    array: np.ndarray = np.load(_file(folder, number, name), mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _file(folder: Path, number: int, name: str) -> Path:
+    return folder / f"{number:05d}.{name}.npy"
+
+
+def _marker(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.json"
+
+
+def _key(rows: Rows, teacher_digest: str, k: int, passes: Passes) -> str:
+    settings = FORMAT, torch.__version__, teacher_digest, k, rows.width, passes.precision, passes.tokens_per_pass
+    digest = hashlib.sha256(repr(settings).encode())
+    digest.update(np.ascontiguousarray(rows.ids).tobytes())
+    digest.update(np.ascontiguousarray(rows.document).tobytes())
+    return digest.hexdigest()
