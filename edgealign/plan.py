@@ -75,17 +75,26 @@ def _estimate(stage: str, recipe: Any, arguments: Mapping[str, Any]) -> dict[str
         work = FLOPS_PER_PARAMETER_TOKEN[stage] * parameters * seen
         speed = measure_gflops() * 1e9
         if stage == "distill":
-            kept = int(values["top_k"]) * 4 * seen / 2**20  # two bytes for an id, two for a log-probability
-            found["teacher"] = f"about {kept:,.0f} MiB of cache; its forward passes come to the time below"
+            found["teacher"] = _teaching(arguments.get("teacher"), int(values["top_k"]), min(seen, tokens), speed)
         found["time"] = f"about {work / speed:.0f} s at this machine's fp32 matrix speed, if all data is used"
         if values.get("order", "shuffled") != "shuffled":
-            found["difficulty"] = _scoring(arguments.get("judges") or [], str(model), tokens, speed)
+            found["difficulty"] = _scoring(arguments.get("judges") or [], folder, tokens, speed)
     return found
 
 
-def _scoring(judges: list[Any], model: str, tokens: float, speed: float) -> str:
+def _teaching(teacher: Any, top_k: int, tokens: float, speed: float) -> str:
+    """The forward passes and the cache that `distill` needs before it trains; every token once, whatever the epochs."""
+    cache = f"about {top_k * 4 * tokens / 2**20:,.0f} MiB of cache"  # two bytes for an id, two for a log-probability
+    folder = built_in(teacher) or Path(str(teacher))
+    if not folder.is_dir():
+        return f"{cache}; one forward pass over the data, once it is there"
+    return f"{cache}; one forward pass over the data, about {2 * tokens * count_parameters(folder) / speed:.0f} s"
+
+
+def _scoring(judges: list[Any], model: Path, tokens: float, speed: float) -> str:
     """The forward passes that `sft --order` needs before it trains."""
-    here = [Path(str(entry)) for entry in judges or [model] if Path(str(entry)).is_dir()]
+    folders = [built_in(entry) or Path(str(entry)) for entry in judges or [model]]
+    here = [folder for folder in folders if folder.is_dir()]
     if len(here) < max(1, len(judges)):
         return f"one forward pass over the data by each of {len(judges)} judges, once they are there"
     seconds = 2 * tokens * sum(count_parameters(entry) for entry in here) / speed

@@ -10,8 +10,9 @@ teacher and student over {every member of T, the rest}. Only the part inside T i
 asked to spread mass over tokens of which the teacher's logits were not stored.
 
 How sure: the form is what secondary sources report of the LFM2 report (checked against no PDF). They give K = 32 and
-no value of tau, of the weights, nor of a tau^2 factor on the tempered part; here there is no such factor, and tau = 1
-and equal weights are our defaults.
+no value of tau, of the weights, nor of a tau^2 factor on the tempered part; tau = 1 and equal weights are our defaults.
+Here there is no such factor, so that the loss is the formula as it is reported; the gradients of the tempered part then
+shrink about as 1/tau^2 (arXiv 1503.02531, section 2), which a smaller `ce_weight` balances.
 
 Shape legend: N positions, K tokens of the teacher's top.
 """

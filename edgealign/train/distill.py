@@ -12,22 +12,25 @@ that a student with a teacher and one without compare directly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from edgealign.artifact import Artifact, open_model
-from edgealign.errors import InputError
+from edgealign.errors import InputError, RecipeError
 from edgealign.models.load import load_model, load_tokenizer
 from edgealign.objectives.distill import topk_distillation
+from edgealign.plan import count_parameters
 from edgealign.train import processes
 from edgealign.train.curves import DISTILL_PANELS
 from edgealign.train.layout import Batch
 from edgealign.train.logprobs import check_layout
+from edgealign.train.precision import choose_precision
 from edgealign.train.recipes import DistillRecipe
 from edgealign.train.rows import PretrainTask, Rows, load_rows
+from edgealign.train.scoring import Passes
 from edgealign.train.stage import Base, Plan, run_stage
 from edgealign.train.teacher_cache import teach
 from edgealign.train.trainer import wanted_steps
@@ -62,6 +65,7 @@ def run(
     """Distil `teacher` into `model` on `data` and publish the student at `out`.
 
     Raises:
+        RecipeError: K is larger than the vocabulary.
         InputError: data, student or teacher cannot be used, or their vocabularies differ.
         CheckFailed: the loss stopped being a number.
         OutputError: `out` exists or cannot be written.
@@ -72,6 +76,8 @@ def run(
 
     def load_examples(tokenizer: Any) -> Any:
         _same_vocabulary(tokenizer, load_tokenizer(source.path), model, teacher)
+        if recipe.top_k > (n := len(tokenizer)):
+            raise RecipeError(f"top_k {recipe.top_k}", f"is more than the {n:,} tokens there are", "lower --top-k")
         found = load_rows(list(data), tokenizer, recipe, valid=list(valid))
         train.append(found.train)
         return found
@@ -79,9 +85,12 @@ def run(
     def make_task(base: Base, rows: Any) -> PretrainTask:
         if rows is not train[0]:
             return PretrainTask(rows)
+        # As exact as the teacher's own size calls for: a student of another size finds the same cache.
+        precision = choose_precision(recipe.precision, lora=True, n_parameters=count_parameters(source.path))
+        passes = replace(base.passes, precision=precision)
         taught, known = teach(
-            _needed(rows, recipe), lambda: _load_teacher(source, base), teacher_digest=source.digest,
-            vocab_size=len(base.tokenizer), k=recipe.top_k, passes=base.passes,
+            _needed(rows, recipe), lambda: _load_teacher(source, passes), teacher_digest=source.digest,
+            vocab_size=len(base.tokenizer), k=recipe.top_k, passes=passes,
         )
         facts.update(known)
         return DistillTask(taught, recipe.temperature, recipe.ce_weight)
@@ -96,11 +105,11 @@ def run(
 def _needed(rows: Rows, recipe: DistillRecipe) -> Rows:
     """The rows that a run of so many steps sees: a teacher is not asked about the rest."""
     steps = wanted_steps(recipe)
-    return rows.head(steps * recipe.batch_size) if steps and recipe.total_tokens else rows
+    return rows.head(steps * recipe.batch_size) if steps else rows
 
 
-def _load_teacher(source: Artifact, base: Base) -> Any:
-    model: Any = load_model(source.path, dtype=base.passes.precision.weights)
+def _load_teacher(source: Artifact, passes: Passes) -> Any:
+    model: Any = load_model(source.path, dtype=passes.precision.weights)
     model.to(processes.device()).eval()
     check_layout(model)
     return model

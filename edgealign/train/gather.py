@@ -23,13 +23,18 @@ def gather_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Te
     return out
 
 
-def likeliest(hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """The K likeliest tokens of every position: log-probabilities (N, K), normalised over all V, and ids (N, K)."""
+def likeliest(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int, chunk: int, *, n_tokens: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The K likeliest tokens of every position: log-probabilities (N, K), normalised over all V, and ids (N, K).
+
+    `n_tokens`: only the first so many count as tokens; what a head has beyond its tokenizer is padding.
+    """
     values = hidden.new_empty(hidden.shape[0], k, dtype=torch.float32)
     ids = torch.empty(hidden.shape[0], k, dtype=torch.int64, device=hidden.device)
     for start in range(0, hidden.shape[0], chunk):
         part = slice(start, start + chunk)
-        values[part], ids[part] = _log_softmax(hidden[part], weight, bias).topk(k, dim=-1)
+        values[part], ids[part] = _log_softmax(hidden[part], weight, bias)[:, :n_tokens].topk(k, dim=-1)
     return values, ids
 
 

@@ -28,7 +28,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from edgealign.errors import CheckFailed
-from edgealign.progress import bar, say
+from edgealign.progress import bar, is_first_process, say
 from edgealign.train import processes
 from edgealign.train.checkpoints import CheckpointCallback, newest_complete
 from edgealign.train.history import HistoryCallback, history_steps
@@ -102,6 +102,8 @@ def fit(
         callbacks: list[Any] = [log, saver]
         if held_out is not None and (every := history_steps(recipe)):
             callbacks.insert(0, HistoryCallback(work, every, lambda: evaluate(model, held_out, passes, label="")))
+        if not is_first_process():  # log, checkpoints and history are one file each, and process 0 writes them
+            callbacks = []
         trainer = AlignTrainer(model, task, steps, passes, recipe, _arguments(recipe, work), callbacks)
         try:
             with tree_rows(model), compiled(model, wants_compiling(recipe, task, len(steps))), quiet_transformers():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from edgealign.errors import InputError
+from edgealign.errors import InputError, OutputError, RecipeError
 from edgealign.models.create import run as init
 from edgealign.models.recipes import InitRecipe
+from edgealign.plan import plan_stage
 from edgealign.train import distill, pretrain, teacher_cache
 from edgealign.train.distill import DistillTask
 from edgealign.train.gather import gather_logprobs, likeliest
@@ -37,7 +41,7 @@ def taught(lfm2, make_model):
     passes = Passes.of(lfm2, FLOAT32, tokens_per_pass=64)
     calls = []
 
-    def make(rows, k=8, digest="a" * 64, model=None):
+    def make(rows, k=8, digest="a" * 64, model=None, passes=passes):
         def load():
             calls.append(1)
             return model or make_model("lfm2", seed=5)
@@ -117,6 +121,86 @@ def test_a_second_run_asks_no_teacher_and_another_one_does(taught):
     taught(rows, k=4)
     taught(rows_of([30, 9, 41], width=8, seed=1))
     assert len(taught.calls) == 4
+
+
+def test_what_a_teacher_says_does_not_depend_on_the_student_s_convolutions(taught):
+    """A student without convolutions brings batches without taps; the teacher needs its own."""
+    rows = rows_of([30, 9, 41], width=8)
+    expected, _ = taught(rows)
+    found, _ = taught(rows, digest="b" * 64, passes=replace(taught.passes, kernel=1))
+    assert torch.equal(found.batch(range(9), kernel=3).teacher, expected.batch(range(9), kernel=3).teacher)
+
+
+def test_rows_of_a_head_beyond_the_vocabulary_are_never_candidates(taught, make_model):
+    """Heads are padded; an id above 65,535 would not even fit its two bytes."""
+    padded = make_model("lfm2", vocab=70_000, seed=5)
+    found, _ = taught(rows_of([24], width=8), model=padded)
+    batch = found.batch([0, 1], kernel=3)
+    assert int(batch.candidates.max()) < 96
+    with torch.no_grad(), tree_rows(padded):
+        said = token_logprobs(padded, batch)
+    torch.testing.assert_close(said[:, 1:], batch.teacher, atol=0.01, rtol=0.002)  # mass over the whole head
+
+
+def test_processes_of_one_machine_share_the_teacher_s_work(taught, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "SHARD_ROWS", 4)
+    rows = rows_of([80], width=8)  # three shards
+    alone, _ = taught(rows)
+    alone = alone.batch(range(9), kernel=3).teacher.clone()
+    (folder,) = teacher_cache.cache_dir("teacher").iterdir()
+    other = folder.with_name("of-the-other-process")
+    folder.rename(other)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    made, all_mine = [], threading.Event()
+    original = teacher_cache._store
+
+    def store(where, number, arrays):
+        original(where, number, arrays)
+        made.append(number)
+        if len(made) == 2:
+            all_mine.set()
+
+    def other_process():
+        all_mine.wait(60)
+        for file in sorted(other.glob("00001.*"), reverse=True):
+            shutil.copy(file, folder)
+
+    monkeypatch.setattr(teacher_cache, "_store", store)
+    thread = threading.Thread(target=other_process)
+    thread.start()
+    shared, _ = taught(rows)
+    thread.join()
+    assert made == [0, 2]
+    assert torch.equal(shared.batch(range(9), kernel=3).teacher, alone)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line_that_names_its_setting(taught, tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("EDGEALIGN_CACHE", str(blocked))
+    with pytest.raises(OutputError, match=r"cannot be written .*; set EDGEALIGN_CACHE"):
+        taught(rows_of([24], width=8))
+
+
+def test_a_disk_that_fills_up_leaves_whole_shards_only_and_the_next_run_goes_on(taught, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "SHARD_ROWS", 4)
+    rows = rows_of([80], width=8)
+    saved = np.save
+
+    def full(file, array, **options):
+        if (file.parent / "00000.json").exists():
+            file.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        saved(file, array, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_cache.np, "save", full)
+        with pytest.raises(OutputError, match="No space left"):
+            taught(rows)
+    (folder,) = teacher_cache.cache_dir("teacher").iterdir()
+    assert sorted(file.name for file in folder.iterdir()) == ["00000.ids.npy", "00000.json", "00000.logprobs.npy"]
+    _, facts = taught(rows)
+    assert facts["teacher_shards_made"] == 2
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "marker", "foreign"])
@@ -210,6 +294,28 @@ def test_a_teacher_of_another_vocabulary_is_refused_in_one_line(tiny_model, text
     with pytest.raises(InputError, match=r"another vocabulary \(300 tokens\)"):
         distill.run(DistillRecipe(), model=tiny_model, teacher=other.path, data=[texts], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_more_tokens_than_there_are_is_a_mistake_in_the_recipe(tiny_model, texts, tmp_path):
+    with pytest.raises(RecipeError, match=r"top_k 600: is more than the 512 tokens there are; lower --top-k"):
+        distill.run(DistillRecipe(top_k=600), model=tiny_model, teacher=tiny_model, data=[texts], out=tmp_path / "out")
+
+
+def test_no_more_is_asked_of_a_teacher_than_the_steps_need():
+    rows = rows_of([800], width=8)
+    assert len(distill._needed(rows, DistillRecipe(batch_size=4, max_steps=3))) == 12
+    assert len(distill._needed(rows, DistillRecipe(max_tokens=8, batch_size=4, total_tokens=64))) == 8
+    assert len(distill._needed(rows, DistillRecipe(batch_size=4, epochs=3))) == len(rows)
+
+
+def test_the_plan_counts_every_token_of_the_cache_once(tiny_model, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"text": "a" * 4 * 2**20}) + "\n")  # about 2^20 tokens of 128 bytes each
+    inputs = {"model": str(tiny_model), "teacher": str(tiny_model), "data": [str(text)]}
+    said = [plan_stage("distill", DistillRecipe(epochs=n), inputs)["estimate"]["teacher"] for n in (1, 5)]
+    assert all(line.startswith("about 128 MiB of cache; one forward pass over the data, about") for line in said)
+    later = plan_stage("distill", DistillRecipe(), {**inputs, "teacher": str(tmp_path / "later")})["estimate"]
+    assert later["teacher"] == "about 128 MiB of cache; one forward pass over the data, once it is there"
 
 
 def test_plain_rows_score_as_before(lfm2):
