@@ -245,11 +245,14 @@ def open_artifact(path: Path | str, *, kind: str | None = None, check_digests: b
 
 
 def open_model(source: Path | str) -> Artifact:
-    """A model by path or hub id; a foreign Hugging Face directory gets a manifest made on the way in.
+    """A model by built-in name, path or hub id; a foreign Hugging Face directory gets a manifest made on the way in.
+
+    `open_model("starter")` is the model that comes with edgealign; see `models.builtin`.
 
     Raises:
         ArtifactError: the directory is damaged or is another kind of artifact.
         InputError: nothing usable is there.
+        ToolMissing: the built-in model is not part of this installation.
     """
     from edgealign.models.load import resolve_model
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edgealign import __version__, cli_eval, cli_options, stages
+from edgealign import __version__, cli_chat, cli_eval, cli_options, stages
 from edgealign.cli_options import (
     AdapterOption,
     ConfigOption,
@@ -215,7 +215,7 @@ def pretrain(
 def distill(
     *,
     model: ModelOption,
-    teacher: Annotated[Path, typer.Option("--teacher", help="the larger model, with the same vocabulary")],
+    teacher: Annotated[str, typer.Option("--teacher", help="the larger model, with the same vocabulary")],
     out: OutOption,
     data: DataOption,
     valid: ValidOption = None,
@@ -276,9 +276,9 @@ def dpo(
 @takes_recipe("merge")
 def merge(
     *,
-    model: Annotated[list[Path], typer.Option("--model", help="models to merge; repeatable")],
+    model: Annotated[list[str], typer.Option("--model", help="models to merge; repeatable")],
     out: OutOption,
-    base: Annotated[Path | None, typer.Option("--base", help="their common base, for task vectors")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="their common base, for task vectors")] = None,
     adapter: Annotated[Path | None, typer.Option("--adapter", help="a LoRA to merge into the one --model")] = None,
     data: Annotated[list[str] | None, typer.Option("--data", help="held-out data that --search decides by")] = None,
     config: ConfigOption = None,
@@ -399,16 +399,22 @@ def bench(
     cli_options.run_stage("bench", overrides, config, dry_run, json, bundles=bundles, out=out)
 
 
+app.command()(cli_chat.chat)
+app.command()(cli_chat.package)
+
+
 @app.command()
 def show(
-    directory: Annotated[Path, typer.Argument(help="any artifact")],
+    directory: Annotated[str, typer.Argument(help="any artifact, or starter: the model that comes with edgealign")],
     digests: Annotated[bool, typer.Option("--digests/--no-digests", help="check every file's SHA-256")] = True,
     json: JsonOption = False,
 ) -> None:
     """An artifact's kind, checks, sizes and ancestry, without torch."""
     from edgealign import show as showing
+    from edgealign.models.builtin import built_in
 
-    emit(showing.describe(directory, check_digests=digests), json=json, text=showing.render)
+    found = built_in(directory) or Path(directory)
+    emit(showing.describe(found, check_digests=digests), json=json, text=showing.render)
 
 
 @config_app.command("schema")

@@ -21,16 +21,16 @@ Overrides = dict[str, Any]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="show the plan with time and memory, do nothing")]
 OutOption = Annotated[Path, typer.Option("--out", help="directory to publish; it must not exist")]
-ModelOption = Annotated[str, typer.Option("--model", help="model directory or hub id")]
+ModelOption = Annotated[str, typer.Option("--model", help="model directory, hub id, or the built-in starter")]
 AdapterOption = Annotated[list[str] | None, typer.Option("--adapter", help="NAME=DIR; repeatable")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="recipe as TOML; options override it")]
 
 
-def takes_recipe(stage: str) -> Callable[[F], F]:
-    """Give a command one option for each field of the stage's recipe; they arrive as `overrides`."""
+def takes_recipe(stage: str | type[Any]) -> Callable[[F], F]:
+    """Give a command one option for each field of the stage's recipe (or of this recipe class), as `overrides`."""
 
     def wrap(command: F) -> F:
-        fields = dataclasses.fields(stages.recipe_class(stage))
+        fields = dataclasses.fields(stages.recipe_class(stage) if isinstance(stage, str) else stage)
         own = inspect.signature(command, eval_str=True)
         parameters = [entry for name, entry in own.parameters.items() if name != "overrides"]
         taken = {entry.name for entry in parameters}

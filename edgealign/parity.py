@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgealign import parity_logits as logits
 from edgealign.artifact import Artifact, Check, open_artifact, open_model, publish
 from edgealign.errors import InputError, UsageError
+from edgealign.models.load import resolve_model
 from edgealign.parity_recipes import VerifyRecipe
 from edgealign.parity_text import check_text
 from edgealign.progress import track
@@ -50,7 +51,7 @@ def verify(
     if odd := sorted(set(opened.adapters) ^ set(adapters)):
         reason = "is not on both sides: the bundle's users and the given adapters"
         raise UsageError(", ".join(odd), reason, "give each user as --adapter NAME=DIR")
-    oracle = TorchSession(Path(model), threads=recipe.threads or None)
+    oracle = TorchSession(resolve_model(model), threads=recipe.threads or None)
     with closing(oracle):
         subject = logits.Subject(opened, BITS[opened.quant], oracle, adapters, recipe)
         checks: list[Check] = []

@@ -2,9 +2,10 @@
 
 A preset is a TOML file. Each `[[stage]]` has an `id` (its directory below the run's), `run` (a name in
 `edgealign.stages`), `recipe` (fields to override), `inputs` (argument = path or list or table of paths) and
-`args` (argument = plain value). A path starts with the id of an earlier stage, or with `data:` for a file
-below `--data`. An `optional` stage whose check fails does not end the run: tables of inputs leave it out
-(a user whose adapter did not beat the population simply keeps the population's model).
+`args` (argument = plain value). A path starts with the id of an earlier stage, with `data:` for a file below
+`--data`, or is `edgealign:starter`, the model that comes with edgealign. An `optional` stage whose check fails does
+not end the run: tables of inputs leave it out (a user whose adapter did not beat the population simply keeps the
+population's model).
 
 What was published is remembered in `state.json` as id -> (key, digest): the key covers stage, recipe,
 arguments and the digests of all inputs, so a changed input runs everything that depends on it again.
@@ -24,6 +25,7 @@ from typing import Any
 from edgealign import __version__, recipe, stages
 from edgealign.artifact import MANIFEST, digest_files, hash_json, list_files, open_artifact, sha256_file, write_atomic
 from edgealign.errors import ArtifactError, CheckFailed, InputError, RecipeError, writing
+from edgealign.models import builtin
 from edgealign.plan import plan_stage
 from edgealign.progress import say
 from edgealign.registry import suggest
@@ -224,7 +226,11 @@ def _step(entry: Mapping[str, Any], *, known: set[str]) -> Step:
     if where in known:
         raise RecipeError(where, "is the id of two stages")
     for path in _paths(entry.get("inputs", {})):
-        if not path.startswith("data:") and path.split("/")[0] not in known:
+        if path.startswith(builtin.PREFIX):
+            if path.removeprefix(builtin.PREFIX) not in builtin.NAMES:
+                known_names = ", ".join(builtin.PREFIX + name for name in builtin.NAMES)
+                raise RecipeError(where, f"input {path} is no model that comes with edgealign ({known_names})")
+        elif not path.startswith("data:") and path.split("/")[0] not in known:
             raise RecipeError(where, f"input {path} is not below an earlier stage")
     built = recipe.build(stages.recipe_class(entry["run"]), entry.get("recipe", {}), where=where)
     return Step(where, entry["run"], built, entry.get("inputs", {}), entry.get("args", {}), bool(entry.get("optional")))
@@ -243,7 +249,7 @@ def _resolve(value: Any, out: Path, data: Path | None) -> Any:
             if data is None:
                 raise InputError(value, "needs a directory of real data", "add --data DIR")
             return data / value.removeprefix("data:")
-        return out / value
+        return builtin.built_in(value) if value.startswith(builtin.PREFIX) else out / value
     if isinstance(value, Mapping):
         return {name: _resolve(item, out, data) for name, item in value.items()}
     return [_resolve(item, out, data) for item in value]

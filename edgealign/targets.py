@@ -67,7 +67,8 @@ def run(
     with tempfile.TemporaryDirectory(prefix="edgealign-export-") as scratch:
         recipe_file = Path(scratch, "recipe.toml")
         recipe_file.write_text(to_toml(asdict(recipe)), encoding="utf-8")
-        command = [interpreter(python), str(script), "--json", "--model", str(model), "--out", str(out)]
+        place = str(model.absolute()) if isinstance(model, Path) else model  # as text a path must not become a name
+        command = [interpreter(python), str(script), "--json", "--model", place, "--out", str(out)]
         command += ["--recipe", str(recipe_file)]
         for name, folder in (adapters or {}).items():
             command += ["--adapter", f"{name}={folder}"]

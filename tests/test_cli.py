@@ -18,7 +18,7 @@ def edgealign(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["sft", "--help"], ["config", "schema"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["sft", "--help"], ["chat", "--help"], ["config", "schema"]])
 def test_help_and_schema_load_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys, edgealign, edgealign.cli\n"
@@ -28,7 +28,7 @@ def test_help_and_schema_load_nothing_heavy(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip().splitlines()[-1] == "[]"
-    assert "sft" in done.stdout + done.stderr
+    assert "sft" in done.stdout + done.stderr or arguments == ["chat", "--help"]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,9 @@ def test_help_and_schema_load_nothing_heavy(arguments: list[str]) -> None:
             ["lora"],
         ),
         (["sft"], 2, ["--model"]),
+        (["chat", "hello", "--temperature", "hot"], 2, ["temperature", "float"]),
+        (["chat", "hello", "--model", "nowhere"], 2, ["nowhere", "no such model directory"]),
+        (["show", "edgealign:strater"], 2, ["did you mean starter?"]),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(

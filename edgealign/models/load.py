@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgealign.errors import InputError
+from edgealign.models.builtin import built_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,12 +95,14 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def resolve_model(source: str | Path) -> Path:
-    """A directory for a path or a hub id (`owner/name` or `owner/name@revision`, from the cache when offline).
+    """A directory for a built-in name (`models.builtin`: a `str` wins over a folder of that name; a `Path` is a path),
+    a path, or a hub id (`owner/name` or `owner/name@revision`, from the cache when offline).
 
     Raises:
         InputError: no such directory, and no such model in reach.
+        ToolMissing: the built-in model is not part of this installation.
     """
-    path = Path(source)
+    path = built_in(source) or Path(source)
     if path.is_dir():
         return path
     if path.exists():

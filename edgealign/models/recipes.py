@@ -1,4 +1,4 @@
-"""The recipe of `edgealign init`: a model of a named shape with random weights."""
+"""The recipes of `edgealign init`, a model with random weights, and `edgealign package`, a finished one to ship."""
 
 from __future__ import annotations
 
@@ -30,3 +30,15 @@ class InitRecipe:
     norm_noise: float = option(
         0.0, help="noise on norms and biases, which are otherwise all alike; for tests of exporters", ge=0, le=1
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageRecipe:
+    """What a model must be to be shipped inside edgealign."""
+
+    limit_mib: float = option(24.0, gt=0.0, unit="MiB", help="the whole folder may be this large")
+    max_divergence: float = option(
+        0.01, gt=0.0, unit="nats",
+        help="mean KL divergence of the next token, after the weights are rounded to bfloat16, at most",
+    )
+    trained_on: str = option("", help="the machine that it was trained on, for the model card")

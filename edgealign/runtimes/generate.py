@@ -56,16 +56,18 @@ def generate(
     stop: Collection[int] = (),
     hooks: Iterable[LogitsHook] = (),
     on_token: Callable[[int], bool | None] | None = None,
+    before: Sequence[int] = (),
 ) -> Generated:
     """Feed ``prompt`` to the session and draw tokens until a stop token, the limit, or ``on_token`` returns False.
 
-    The session is not reset: a prompt continues what is in its state.
+    The session is not reset: a prompt continues what is in its state. ``before`` names the tokens that are in it, so
+    that hooks and the repetition penalty see the same history as if all had been fed at once.
     """
     if not prompt:
         raise UsageError("prompt", "is empty", "give at least one token")
     rng = np.random.default_rng(sampling.seed)
     hooks = tuple(hooks)
-    history, tokens = list(prompt), list[int]()
+    history, tokens = [*before, *prompt], list[int]()
     finish, stop_token = "length", None
     start_s = time.perf_counter()
     first_s = start_s

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checka
 
 from edgealign.artifact import open_artifact
 from edgealign.errors import ArtifactError, InputError, UsageError
+from edgealign.models.builtin import built_in
 from edgealign.registry import Registry
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def bundle_adapter(path: str | Path | Bundle, user: str) -> Path:
 
 def runtime_of(path: str | Path) -> str:
     """Which runtime opens this path: a bundle says so itself, a .gguf file and a model directory are plain to see."""
-    place = Path(path)
+    place = built_in(path) or Path(path)
     if place.suffix == ".gguf":
         return "llama.cpp"
     if not place.is_dir():
@@ -126,7 +127,7 @@ def runtime_of(path: str | Path) -> str:
 def open_session(path: str | Path, *, runtime: str | None = None, **options: Any) -> Session:
     """Open a session; ``options`` go to the runtime (threads, context, exact, ...)."""
     name = runtime or runtime_of(path)
-    return cast("Session", RUNTIMES.load(name)(Path(path), **options))
+    return cast("Session", RUNTIMES.load(name)(built_in(path) or Path(path), **options))
 
 
 def score(session: Session, tokens: Sequence[int]) -> Logits:

@@ -1,0 +1,188 @@
+"""A conversation over any session: turns, a system turn, what still fits, and one answer at a time.
+
+The session keeps its state between turns: where the new prompt begins with what was fed already, only the rest is
+fed. After an answer was interrupted the state is unknown, so it is emptied and the next turn feeds everything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgealign.artifact import MANIFEST, open_artifact
+from edgealign.chat.recipes import ChatRecipe
+from edgealign.chat.stream import TextStream
+from edgealign.data.forms import Message
+from edgealign.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from edgealign.runtimes.session import Session
+
+DEFAULT_MODEL = "starter"
+DEFAULT_CONTEXT = 4096  # where a model's config names none
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer. `finish`: "stop", "length" or "cancelled"; `dropped`: turns that no longer fitted."""
+
+    text: str
+    tokens: int
+    finish: str
+    seconds: float
+    ttft_s: float
+    dropped: int
+
+
+class Conversation:
+    """Turns with one model; `context` is what prompt and answer may hold, in tokens."""
+
+    def __init__(self, session: Session, tokenizer: Any, recipe: ChatRecipe, *, context: int) -> None:
+        from edgealign.data.encode import end_of_turn_id
+
+        self.session, self.tokenizer, self.recipe, self.context = session, tokenizer, recipe, context
+        self.system = ""
+        self.turns: list[Message] = []
+        self._fed: list[int] = []
+        self._asked = 0
+        self._end = end_of_turn_id(tokenizer)
+        self.reset(system=recipe.system)
+
+    def ask(self, text: str, write: Callable[[str], object]) -> Reply:
+        """Answer, and remember both turns. `write` gets the answer's text in pieces, each of whole characters.
+
+        An interrupt (Ctrl-C) ends the answer and not the program: what was said until then is the answer.
+
+        Raises:
+            InputError: the text is empty, is not UTF-8, holds a control token, or does not fit; nothing changed.
+        """
+        from edgealign.runtimes.generate import generate
+
+        prompt, dropped = self._prompt(Message("user", _checked(text)))
+        room = min(self.recipe.max_tokens, self.context - len(prompt))
+        sampling = replace(self.recipe, max_tokens=room, seed=self.recipe.seed + self._asked)
+        known = len(self._fed)
+        if not known or prompt[:known] != self._fed or known == len(prompt):
+            self.session.reset()
+            known = 0
+        self._fed = []  # until the answer is through, nobody knows
+        stream, count = TextStream(self.tokenizer), 0
+
+        def on_token(token: int) -> None:
+            nonlocal count
+            count += 1
+            if piece := stream.push(token):
+                write(piece)
+
+        start_s = time.perf_counter()
+        finish, ttft_s = "cancelled", 0.0
+        try:
+            made = generate(
+                self.session, prompt[known:], before=prompt[:known], sampling=sampling, stop={self._end},
+                on_token=on_token,
+            )
+        except KeyboardInterrupt:
+            pass
+        else:
+            finish, ttft_s = made.finish, made.ttft_s
+            self._fed = [*prompt, *(made.tokens if made.finish == "stop" else made.tokens[:-1])]
+        self._asked += 1
+        self._remember(text, stream.text, dropped)
+        return Reply(stream.text.rstrip(), count, finish, time.perf_counter() - start_s, ttft_s, dropped)
+
+    def reset(self, *, system: str | None = None) -> None:
+        """Forget every turn, and take another system turn if one is given.
+
+        Raises:
+            InputError: the system turn holds a control token, or is not UTF-8; nothing changed.
+        """
+        from edgealign.data.template import check_text
+
+        if system:
+            check_text(self.tokenizer, _checked(system), "system turn")
+        self.system = self.system if system is None else system
+        self.turns, self._fed, self._asked = [], [], 0
+
+    def _prompt(self, asked: Message) -> tuple[list[int], int]:
+        """What to feed, and how many of the oldest turns have to go for it.
+
+        Turns go until the longest answer fits, or half the context where that is less.
+        """
+        from edgealign.data.encode import encode_prompt
+
+        head = [Message("system", self.system)] if self.system else []
+        wanted = min(self.recipe.max_tokens, self.context // 2)
+        dropped = 0
+        while True:
+            prompt = encode_prompt(self.tokenizer, (*head, *self.turns[dropped:], asked))
+            if len(prompt) + wanted <= self.context or dropped == len(self.turns):
+                break
+            dropped += 2  # a question and its answer
+        if len(prompt) >= self.context:
+            raise InputError(
+                "prompt", f"its {len(prompt):,} tokens leave no room for an answer in {self.context:,}",
+                "shorten it, or --system",
+            )
+        return list(prompt), dropped
+
+    def _remember(self, asked: str, answered: str, dropped: int) -> None:
+        """Both turns, or neither where nothing was said: a template need not know an empty answer."""
+        from edgealign.data.template import facts_of
+
+        self.turns = self.turns[dropped:]
+        # Spelled out letter by letter a control token is text, but the next prompt must not hold it.
+        kept = facts_of(self.tokenizer).control.sub("", answered).strip()
+        if kept:
+            self.turns += [Message("user", asked), Message("assistant", kept)]
+
+
+def open_conversation(
+    recipe: ChatRecipe, *, model: str | None = None, bundle: Path | None = None, adapter: str | None = None
+) -> Conversation:
+    """A conversation with a model in torch, or with a bundle in its own runtime; neither is the starter.
+
+    Args:
+        adapter: a user's LoRA directory; with a bundle the name of one of its users.
+
+    Raises:
+        UsageError: model and bundle, or an adapter that belongs to neither.
+        InputError, ArtifactError, ToolMissing: it cannot be opened.
+    """
+    from edgealign.models.load import load_tokenizer, read_config, resolve_model
+    from edgealign.runtimes.session import bundle_adapter, open_session, read_bundle
+
+    options: dict[str, Any] = {"threads": recipe.threads or None}
+    user: Path | None = None
+    if bundle is not None:
+        if model is not None:
+            raise UsageError(bundle, "is a bundle, and a --model is given too", "give one of them")
+        folder = read_bundle(bundle).path
+        user = bundle_adapter(folder, adapter) if adapter is not None else None
+        options |= {"context": recipe.context, "check_digests": False}
+    else:
+        folder = resolve_model(model or DEFAULT_MODEL)
+        if (folder / MANIFEST).is_file():
+            open_artifact(folder, kind="model")
+        user = Path(adapter) if adapter is not None else None
+    tokenizer = load_tokenizer(folder)
+    session = open_session(folder, **options)
+    try:
+        session.set_user(user)
+        own = getattr(session, "context", None) or read_config(folder).get("max_position_embeddings") or DEFAULT_CONTEXT
+        return Conversation(session, tokenizer, recipe, context=min(int(own), recipe.context or int(own)))
+    except BaseException:
+        session.close()
+        raise
+
+
+def _checked(text: str) -> str:
+    if not text.strip():
+        raise InputError("prompt", "is empty", "type a question")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError("prompt", "is not UTF-8 text", "check the terminal's encoding") from error
+    return text
