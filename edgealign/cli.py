@@ -191,6 +191,25 @@ def init(
     cli_options.run_stage("init", overrides, config, dry_run, json, text=text or [], out=out)
 
 
+@data_app.command("answers")
+@takes_recipe("own_answers")
+def data_answers(
+    source: Annotated[list[str] | None, typer.Argument(help="conversations whose prompts are asked")] = None,
+    *,
+    model: ModelOption,
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="an export of the model to generate with")] = None,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """A model's own answers to the prompts, the best of a few that pass the rules: to make it surer of itself."""
+    cli_options.run_stage(
+        "own_answers", overrides, config, dry_run, json, model=model, sources=source or [], bundle=bundle, out=out
+    )
+
+
 @app.command()
 @takes_recipe("pretrain")
 def pretrain(

@@ -67,6 +67,10 @@ class TrainRecipe:
         "auto", choices=("auto", "float32", "bfloat16"), source="measured, see train/precision.py",
         help="of the arithmetic; auto: bfloat16 where it is multiplied natively and the model is large enough to gain",
     )
+    qat: str = option(
+        "none", choices=("none", "q4_0"), source="straight-through estimator, arXiv 1308.3432",
+        help="quantisation-aware: round the linear layers to the 4-bit grid of the export while training",
+    )
     save_dtype: str = option(
         "auto", choices=("auto", "float32", "bfloat16"), help="of the published weights; auto: as the input model's"
     )
@@ -180,3 +184,15 @@ class PreferenceRecipe(TrainRecipe):
     def peak_learning_rate(self) -> float:
         """8e-7 for all weights (LFM2 report table 5); 5e-5 for a LoRA, which needs about 50 times more."""
         return self.learning_rate or (5e-5 if self.lora else 8e-7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnAnswersRecipe:
+    """A model's own answers, the best of a few that pass the rules."""
+
+    limit: int = option(2000, ge=1, unit="prompts", help="ask about this many, drawn with the seed")
+    samples: int = option(2, ge=0, le=64, help="drawn answers per prompt, beside the greedy one")
+    temperature: float = option(0.7, gt=0.0, help="of the drawn answers")
+    max_new_tokens: int = option(96, ge=8, unit="tokens", help="longest answer; one that is cut does not pass")
+    threads: int = option(2, ge=1, help="CPU threads")
+    seed: int = option(0, ge=0, help="of the drawing of prompts and answers")

@@ -48,8 +48,8 @@ def training_flops(model: nn.Module, width: int) -> float:
     """Operations per token of a forward and backward pass over rows of `width` tokens."""
     config: Any = model.config
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    attention = sum(kind != "conv" for kind in kinds)
-    parameters = sum(p.numel() for p in model.parameters())
+    attention = int(sum(kind != "conv" for kind in kinds))
+    parameters = int(sum(p.numel() for p in model.parameters()))
     if not config.tie_word_embeddings:
         parameters -= int(config.vocab_size * config.hidden_size)
     return 6.0 * parameters + 6.0 * width * int(config.hidden_size) * attention

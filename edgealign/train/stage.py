@@ -30,7 +30,7 @@ from edgealign.artifact import (
     write_atomic,
 )
 from edgealign.data.encode import template_hash
-from edgealign.errors import InputError, writing
+from edgealign.errors import InputError, RecipeError, writing
 from edgealign.models.lint import describe, lora_targets
 from edgealign.models.load import load_model, load_tokenizer
 from edgealign.progress import is_first_process, say
@@ -44,6 +44,7 @@ from edgealign.train.history import HISTORY_FILE, read_history
 from edgealign.train.layout import Tree
 from edgealign.train.logprobs import check_layout
 from edgealign.train.precision import choose_precision, count_parameters, fixed_threads
+from edgealign.train.qat import keep_on_grid, put_on_grid
 from edgealign.train.recipes import PretrainRecipe, TrainRecipe
 from edgealign.train.scoring import Passes, evaluate
 from edgealign.train.tasks import Task
@@ -85,6 +86,8 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
     """Train and publish; see the module's text for the order."""
     out = Path(out)
     refuse_existing(out)
+    if recipe.lora and recipe.qat != "none":
+        raise RecipeError("qat", "rounds the weights that a LoRA leaves alone", "choose --qat or --lora")
     source = open_model(model)
     with fixed_threads(recipe.threads) as threads:
         tokenizer = load_tokenizer(source.path)
@@ -109,10 +112,14 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
             before = _remembered(work / "before.json", lambda: _evaluate(base, held_out))
             curriculum = plan.curriculum(base, examples, work) if plan.curriculum else None
             trained = _with_lora(base.model, recipe) if recipe.lora else base.model
+            if recipe.qat != "none":
+                say(f"{recipe.qat}: {put_on_grid(trained)} linear layers are rounded in the forward pass")
             result = fit(
                 trained, task, recipe, passes=base.passes, work=work, held_out=held_out,
                 order=curriculum.order if curriculum else None,
             )
+        if recipe.qat != "none":
+            keep_on_grid(trained)
         if not is_first_process():
             processes.wait()
             return open_artifact(out)
