@@ -102,7 +102,7 @@ class Conversation:
         from edgealign.data.template import check_text
 
         if system:
-            check_text(self.tokenizer, _checked(system), "system turn")
+            check_text(self.tokenizer, _checked(system, "system turn"), "system turn")
         self.system = self.system if system is None else system
         self.turns, self._fed, self._asked = [], [], 0
 
@@ -178,11 +178,11 @@ def open_conversation(
         raise
 
 
-def _checked(text: str) -> str:
+def _checked(text: str, name: str = "prompt") -> str:
     if not text.strip():
-        raise InputError("prompt", "is empty", "type a question")
+        raise InputError(name, "is empty", "type some words")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError("prompt", "is not UTF-8 text", "check the terminal's encoding") from error
+        raise InputError(name, "is not UTF-8 text", "check the terminal's encoding") from error
     return text

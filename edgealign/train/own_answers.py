@@ -9,7 +9,9 @@ ignored the style they were asked for are not among the examples.
 Per prompt: one greedy answer and `samples` drawn ones. An answer passes if it ended its turn, repeats no run of four
 words, reads like sentences, and, where the system turn asks for a style, has more of it than the plain greedy answer
 to the same prompt. Of those that pass, the one that shares most words with what the user said and with the data's own
-answer is kept; a prompt without any is left out and counted. Works on any session: torch, or a bundle that is faster.
+answer is kept (under a request for short answers the shortest); a prompt without any is left out and counted. Some
+conversations go on with another prompt under the same system turn, so that a style lasts. Works on any session: torch,
+or a bundle that is faster.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from edgealign.train.recipes import OwnAnswersRecipe
 
 REQUESTS = {request: name for name, style in STYLES.items() for request in style.requests}
 RUN = 4  # words; the same run twice in an answer is a loop
+FULL = 6  # words that a plain answer has if one of those that pass has them: something for `short` to leave out
 
 
 def run(
@@ -60,7 +63,8 @@ def run(
     for loaded in read_all(sources, form="conversation", mapping={}, skip_bad=None):
         inputs.append(file_input("data", loaded.source, loaded.digest))
         prompts += [found for row in loaded.rows if isinstance(row, Conversation) and (found := _prompt(row))]
-    random.Random(recipe.seed).shuffle(prompts)
+    rng = random.Random(recipe.seed)
+    rng.shuffle(prompts)
     kept: list[Conversation] = []
     left_out: Counter[str] = Counter()
     session = open_session(bundle or source.path, threads=recipe.threads)
@@ -70,8 +74,14 @@ def run(
             text, reason = asker.best(messages, answer, seed=recipe.seed + number)
             if text is None:
                 left_out[reason] += 1
-            else:
-                kept.append(Conversation((*messages, Message("assistant", text))))
+                continue
+            said = (*messages, Message("assistant", text))
+            if rng.random() < recipe.second_turns:
+                follow, wanted = prompts[rng.randrange(len(prompts))]
+                asked = (*said, follow[-1])
+                text, _ = asker.best(asked, wanted, seed=recipe.seed + number)
+                said = said if text is None else (*asked, Message("assistant", text))
+            kept.append(Conversation(said))
     finally:
         session.close()
     if not kept:
@@ -111,6 +121,10 @@ class _Asker:
                 passed.append(text)
         if not passed:
             return None, f"no answer passes ({style or 'plain'})"
+        if style == "short":
+            return min(passed, key=lambda text: len(words(text))), ""
+        room = 0 if style else FULL
+        passed = [text for text in passed if len(words(text)) >= room] or passed
         asked = {word for message in messages if message.role == "user" for word in words(message.content)}
         wanted = set(words(answer))
         return max(passed, key=lambda text: _shared(text, asked) + _shared(text, wanted)), ""

@@ -193,6 +193,7 @@ class OwnAnswersRecipe:
     limit: int = option(2000, ge=1, unit="prompts", help="ask about this many, drawn with the seed")
     samples: int = option(2, ge=0, le=64, help="drawn answers per prompt, beside the greedy one")
     temperature: float = option(0.7, gt=0.0, help="of the drawn answers")
+    second_turns: float = option(0.25, ge=0.0, le=1.0, help="share of the conversations that go on with another prompt")
     max_new_tokens: int = option(96, ge=8, unit="tokens", help="longest answer; one that is cut does not pass")
     threads: int = option(2, ge=1, help="CPU threads")
     seed: int = option(0, ge=0, help="of the drawing of prompts and answers")

@@ -111,3 +111,4 @@ def test_answers_of_a_trained_model_become_conversations(tiny_model, tmp_path):
     made = open_artifact(tmp_path / "own")
     rows = [json.loads(line) for line in (made.path / "train.jsonl").read_text().splitlines()]
     assert [r["messages"][-1]["content"] for r in rows] == ["Hello, my friend."] * 3
+    assert {len(r["messages"]) for r in rows} <= {2, 4}
