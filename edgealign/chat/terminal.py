@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json as jsonlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -64,6 +65,7 @@ def run(
 
 def talk(conversation: Conversation, *, json: bool) -> None:
     """Prompt, answer, until Ctrl-D or /quit. A mistake or an interrupt ends the turn only."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with Ctrl-C ignored
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and a history, for `input`)
     while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,15 @@ def test_an_empty_answer_leaves_no_turn(talk: Talk) -> None:
     assert conversation.ask("two", lambda text: None).text == "Yes."
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests run as a shell's background job, which starts with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_ends_the_answer_keeps_what_was_said_and_empties_the_state(talk: Talk) -> None:
     conversation = talk(["one two three four five six", "Next."])
     pieces: list[str] = []
