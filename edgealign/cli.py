@@ -152,6 +152,21 @@ def data_prepare(
     )
 
 
+@data_app.command("reading")
+@takes_recipe("reading")
+def data_reading(
+    source: Annotated[list[str], typer.Argument(help="stories in plain English: data files or directories")],
+    *,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Ask questions about short passages of stories by rule, answered in the passages' own words."""
+    cli_options.run_stage("reading", overrides, config, dry_run, json, sources=source, out=out)
+
+
 @data_app.command("styles")
 @takes_recipe("styles")
 def data_styles(

@@ -23,6 +23,7 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "synth": Stage("dataset", "write the generated practice data: texts, pairs, three users' choices"),
     "prepare": Stage("dataset", "collect, filter and split rows of any readable form"),
+    "reading": Stage("dataset", "questions about short passages, asked by rule and answered in their own words"),
     "styles": Stage("dataset", "answers in a style that a system turn asks for, made by rule from real ones"),
     "init": Stage("model", "make a model with random weights from a named shape"),
     "own_answers": Stage("dataset", "a model's own answers to given prompts, the best of a few that pass the rules"),
@@ -45,6 +46,7 @@ RECIPES = Registry(
     {
         "synth": "edgealign.data.recipes:SynthRecipe",
         "prepare": "edgealign.data.recipes:PrepareRecipe",
+        "reading": "edgealign.data.recipes:ReadingRecipe",
         "styles": "edgealign.data.recipes:StylesRecipe",
         "init": "edgealign.models.recipes:InitRecipe",
         "own_answers": "edgealign.train.recipes:OwnAnswersRecipe",
@@ -68,6 +70,7 @@ RUNNERS = Registry(
     {
         "synth": "edgealign.data.synthetic:run",
         "prepare": "edgealign.data.prepare:run",
+        "reading": "edgealign.data.reading:run",
         "styles": "edgealign.data.restyle:run",
         "init": "edgealign.models.create:run",
         "own_answers": "edgealign.train.own_answers:run",

@@ -90,6 +90,11 @@ def past(verb: str) -> str | None:
     return f"{verb}ed"
 
 
+def present(told: str) -> str:
+    """The verb whose past tense this is, one of PAST_FORMS."""
+    return _PRESENT[told]
+
+
 def _small(answer: str) -> str:
     """The answer inside a sentence; a name keeps its capital."""
     first = answer.split()[0]
@@ -155,6 +160,9 @@ def _what(rest: str, answer: str) -> str | None:
 
 
 def _where(rest: str, answer: str) -> str | None:
+    was = re.fullmatch(r"(was|were) ((?:\w+ ){0,3}\w+)", rest)
+    if was and _PLACE.match(answer):
+        return f"{was.group(2)} {was.group(1)} {answer}"
     told = _told(rest)
     if told is None or not _PLACE.match(answer):
         return None
@@ -195,3 +203,11 @@ def _who(rest: str, answer: str) -> str | None:
 _RULES: dict[str, Callable[[str, str], str | None]] = {
     "how": _how, "what": _what, "where": _where, "when": _when, "why": _why, "who": _who,
 }
+# also another word, or the past of another verb
+_UNSURE = frozenset(("lay", "felt", "was", "had", "said", "thought", "rose"))
+_PRESENT = {
+    told: verb
+    for verb in (*_IRREGULAR, *sorted(_REGULAR))
+    if (told := past(verb)) is not None and told != verb and told not in _UNSURE
+}
+PAST_FORMS = frozenset(_PRESENT)  # without words that may be another one

@@ -1,4 +1,4 @@
-"""The knobs of `edgealign data synth`, `edgealign data prepare` and `edgealign data styles`."""
+"""The knobs of `edgealign data synth`, `prepare`, `reading` and `styles`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,17 @@ class PrepareRecipe:
     max_choices: int = option(
         64, ge=4, le=64, help="choices per kept user in choices.jsonl; the rest of theirs go to unseen_choices.jsonl"
     )
+    skip_bad: int | None = option(None, ge=0, help="how many bad rows of all sources may be left out, exactly")
+    seed: int = option(0, ge=0, help="of the drawing and the split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingRecipe:
+    """Questions about short passages of plain text, asked by rule, answered in the passage's own words."""
+
+    passage_words: int = option(60, ge=12, unit="words", help="the longest passage; shorter ones are drawn too")
+    limit: int | None = option(None, ge=1, help="at most this many questions, drawn with the seed")
+    valid: float = option(0.05, ge=0.0, lt=1.0, help="share of the documents whose questions go to valid.jsonl")
     skip_bad: int | None = option(None, ge=0, help="how many bad rows of all sources may be left out, exactly")
     seed: int = option(0, ge=0, help="of the drawing and the split")
 
