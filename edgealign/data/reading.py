@@ -43,8 +43,8 @@ PEOPLE = frozenset((
     "fox", "wolf", "bear", "cat", "dog", "bird", "lion", "tiger", "mouse", "rabbit", "hare", "horse", "cow", "goat",
     "sheep", "pig", "hen", "cock", "duck", "goose", "crow", "frog", "fish", "snake", "monkey", "elephant", "donkey",
     "kitten", "puppy", "lamb", "hyena", "crocodile", "tortoise", "squirrel", "owl", "eagle", "dragon", "merchant",
-    "shepherd", "minister", "priest", "master", "lad", "miller", "tailor", "old", "youth", "captain", "sailor", "doctor",
-    "neighbour", "stranger",
+    "shepherd", "minister", "priest", "master", "lad", "miller", "tailor", "old", "youth", "captain", "sailor",
+    "doctor", "neighbour", "stranger",
 ))
 FEELINGS = (
     "happy|sad|angry|glad|afraid|sorry|proud|tired|hungry|lonely|surprised|frightened|scared|delighted|worried|pleased|"
