@@ -29,6 +29,7 @@ from edgealign.data.mapping import parse_mapping
 from edgealign.data.read import Loaded, read_all
 from edgealign.errors import InputError
 from edgealign.evaluate import ngram
+from edgealign.evaluate.learning_curve import learning_curve
 from edgealign.evaluate.recipes import LanguageRecipe
 from edgealign.progress import say, track
 
@@ -102,7 +103,7 @@ def run(
             _refuse_other_tokenizer(artifact, tokenizer, held)
         losses, parameters = _score(artifact.path, held_out, recipe)
         nll[name] = held_out.per_unit(losses)
-        result["models"][name] = _measures(losses, held_out) | _history(artifact, valid_digests)
+        result["models"][name] = _measures(losses, held_out) | learning_curve(artifact, valid_digests)
         result["models"][name]["parameters"] = parameters
         say(f"{name}: {result['models'][name]['nats_per_token']:.4f} nats per token")
     order = min(recipe.order, ngram.longest_order(vocab))
@@ -224,20 +225,6 @@ def _score(model: Path, held_out: HeldOut, recipe: LanguageRecipe) -> tuple[Floa
         passes = Passes.of(network, precision, tokens_per_pass=recipe.tokens_per_pass)
         values = score(network, trees, passes, label=f"predicting {held_out.tokens:,} tokens")
     return -values.double().numpy(), parameters
-
-
-def _history(model: Artifact, valid_digests: set[str]) -> dict[str, Any]:
-    """The model's own held-out curve, and whether it was measured on this held-out text."""
-    from edgealign.train.history import HISTORY_FILE, read_history
-
-    file = model.path / HISTORY_FILE
-    try:
-        rows = read_history(file)
-        curve = [{"tokens": int(row["tokens"]), "nats_per_token": float(row["loss"])} for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(file, f"is damaged ({type(error).__name__})", "train the model again") from error
-    own = {entry.digest for entry in model.manifest.inputs if entry.role.startswith("valid")}
-    return {"curve": curve, "curve_on_this_text": bool(own) and own == valid_digests}
 
 
 def _baselines(

@@ -12,6 +12,7 @@ from edgealign.artifact import open_artifact, publish
 from edgealign.errors import InputError
 from edgealign.evaluate import language
 from edgealign.evaluate.language_report import at_tokens, short_number, spread
+from edgealign.evaluate.learning_curve import learning_curve
 from edgealign.evaluate.recipes import LanguageRecipe
 
 WORDS = ("the", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then", "it", "slept")
@@ -161,9 +162,29 @@ def test_a_curve_counts_as_this_text_s_only_if_its_model_names_the_same_file(tin
 
     model = open_model(tiny_model)
     named = replace(model, manifest=replace(model.manifest, inputs=(Input("valid valid.jsonl", "dataset", "d1", "x"),)))
-    assert language._history(named, {"d1"})["curve_on_this_text"]
-    assert not language._history(named, {"d2"})["curve_on_this_text"]
-    assert not language._history(model, set())["curve_on_this_text"]
+    assert learning_curve(named, {"d1"})["curve_on_this_text"]
+    assert not learning_curve(named, {"d2"})["curve_on_this_text"]
+    assert not learning_curve(model, set())["curve_on_this_text"]
+
+
+def test_a_curve_goes_on_from_the_model_that_training_started_from(tmp_path):
+    from edgealign.artifact import Input, publish
+
+    def trained(name, rows, *parents, valid="d1"):
+        inputs = [Input("valid valid.jsonl", "dataset", valid, "x"), *(parent.as_input("model") for parent in parents)]
+        with publish(tmp_path / name, kind="model", format="hf", stage="pretrain", recipe={}, inputs=inputs) as draft:
+            text = "".join(json.dumps({"tokens": tokens, "loss": loss}) + "\n" for tokens, loss in rows)
+            (draft.dir / "history.jsonl").write_text(text, encoding="utf-8")
+        return open_artifact(tmp_path / name)
+
+    first = trained("first", [(0, 8.0), (100, 5.0)])
+    second = trained("second", [(0, 5.1), (50, 4.5)], first)
+    points = [(point["tokens"], point["nats_per_token"]) for point in learning_curve(second, {"d1"})["curve"]]
+    assert points == [(0, 8.0), (100, 5.0), (150, 4.5)]
+    elsewhere = trained("elsewhere", [(0, 5.1), (50, 4.5)], first, valid="d2")  # another held-out text: not one curve
+    assert [point["tokens"] for point in learning_curve(elsewhere, {"d2"})["curve"]] == [0, 50]
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert [point["tokens"] for point in learning_curve(second, {"d1"})["curve"]] == [0, 50]
 
 
 def test_few_documents_are_resampled_in_pieces(tiny_model, texts):
@@ -221,7 +242,7 @@ def test_a_damaged_history_is_an_error_that_names_it(uniform, tmp_path):
     for content in ('{"tokens": 1', "[]\n", '{"tokens": "many", "loss": 1}\n'):
         (damaged / "history.jsonl").write_text(content, encoding="utf-8")
         with pytest.raises(InputError, match=r"history\.jsonl: is damaged"):
-            language._history(open_model(damaged), set())
+            learning_curve(open_model(damaged), set())
 
 
 def test_labels_keep_their_distance_and_their_order():
