@@ -4,14 +4,14 @@
 
 Fine-tuning on them makes a model surer of what it already says well (rejection-sampling fine-tuning, arXiv 2308.01825):
 greedy answers get a wider lead over the next best, which is what survives a quantised runtime, and answers that
-ignored the style they were asked for are not among the examples.
+ignored the style they were asked for, or looked up the wrong thing, are not among the examples.
 
 Per prompt: one greedy answer and `samples` drawn ones. An answer passes if it ended its turn, repeats no run of four
-words, reads like sentences, and, where the system turn asks for a style, has more of it than the plain greedy answer
-to the same prompt. Of those that pass, the one that shares most words with what the user said and with the data's own
-answer is kept (under a request for short answers the shortest); a prompt without any is left out and counted. Some
-conversations go on with another prompt under the same system turn, so that a style lasts. Works on any session: torch,
-or a bundle that is faster.
+words, reads like sentences, has half of the words that the data's own answer took from a passage in the prompt, and,
+where the system turn asks for a style, has more of it than the plain greedy answer to the same prompt. Of those that
+pass, the one that shares most words with what the user said and with the data's own answer is kept (under a request
+for short answers the shortest); a prompt without any is left out and counted. Some conversations go on with another
+prompt under the same system turn, so that a style lasts. Works on any session: torch, or a bundle that is faster.
 """
 
 from __future__ import annotations
@@ -114,10 +114,15 @@ class _Asker:
             return None, "the plain answer does not end"
         greedy = dataclasses.replace(GREEDY, max_tokens=self.recipe.max_new_tokens)
         drawn = dataclasses.replace(greedy, temperature=self.recipe.temperature, min_p=0.1)
+        asked = {word for message in messages if message.role == "user" for word in words(message.content)}
+        wanted = set(words(answer))
+        looked_up = taken_from_passage(answer, messages[-1].content)
         passed: list[str] = []
         for i in range(self.recipe.samples + 1):
             text = self._say(messages, dataclasses.replace(drawn, seed=seed * 97 + i) if i else greedy)
-            if text and not loops(text) and text[-1] in ".!?" and (style is None or follows(style, text, plain or "")):
+            if not text or loops(text) or text[-1] not in ".!?" or (style and not follows(style, text, plain or "")):
+                continue
+            if 2 * len(looked_up.intersection(words(text))) >= len(looked_up):
                 passed.append(text)
         if not passed:
             return None, f"no answer passes ({style or 'plain'})"
@@ -125,8 +130,6 @@ class _Asker:
             return min(passed, key=lambda text: len(words(text))), ""
         room = 0 if style else FULL
         passed = [text for text in passed if len(words(text)) >= room] or passed
-        asked = {word for message in messages if message.role == "user" for word in words(message.content)}
-        wanted = set(words(answer))
         return max(passed, key=lambda text: _shared(text, asked) + _shared(text, wanted)), ""
 
     def _say(self, messages: Sequence[Message], sampling: Sampling) -> str | None:
@@ -144,6 +147,12 @@ def _prompt(row: Conversation) -> tuple[tuple[Message, ...], str] | None:
         if message.role == "assistant":
             return (row.messages[:place], message.content) if place else None
     return None
+
+
+def taken_from_passage(answer: str, prompt: str) -> set[str]:
+    """The longer words that an answer took from the passage of a prompt, the question's own words left out."""
+    passage, _, question = prompt.rpartition("\n\n")
+    return {word for word in words(answer) if len(word) > 3}.intersection(words(passage)).difference(words(question))
 
 
 def _shared(text: str, others: set[str]) -> float:

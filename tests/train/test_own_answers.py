@@ -13,7 +13,7 @@ from edgealign.data.template import end_of_turn_id
 from edgealign.errors import InputError
 from edgealign.models.load import load_tokenizer
 from edgealign.train import own_answers
-from edgealign.train.own_answers import _Asker, loops
+from edgealign.train.own_answers import _Asker, loops, taken_from_passage
 from edgealign.train.recipes import OwnAnswersRecipe
 
 SHORT = STYLES["short"].requests[0]
@@ -74,6 +74,18 @@ def test_an_answer_that_ignores_the_style_does_not_pass(tokenizer):
     asked = [("system", SHORT), ("user", "Where did it go?")]
     assert best(tokenizer, [plain, long, short], asked)[0] == short
     assert best(tokenizer, [plain, long, long], asked) == (None, "no answer passes (short)")
+
+
+def test_an_answer_about_a_story_that_looks_up_the_wrong_thing_does_not_pass(tokenizer):
+    story = "The hungry fox ran into the forest. It saw a bridge.\n\nWhere did the fox run?"
+    wrong, right = "The fox ran to the bridge.", "It went into the forest."
+    assert taken_from_passage("The fox ran into the forest.", story) == {"into", "forest"}
+    assert best(tokenizer, [wrong, right], [("user", story)], "The fox ran into the forest.")[0] == right
+    assert best(tokenizer, [wrong, wrong], [("user", story)], "The fox ran into the forest.") == (
+        None, "no answer passes (plain)",
+    )  # fmt: skip
+    free = "Because it was dark."  # nothing of it stands in the story, so nothing is asked of an answer
+    assert best(tokenizer, [wrong, wrong], [("user", story)], free)[0] == wrong
 
 
 @pytest.mark.parametrize("text", ["it ran home and it ran home and it ran home.", "it has no end mark", ""])
