@@ -29,7 +29,7 @@ from edgealign.data.forms import Conversation, Message, to_json
 from edgealign.data.read import read_all
 from edgealign.data.styles import STYLES, follows
 from edgealign.data.synthetic import write_jsonl
-from edgealign.data.template import end_of_turn_id
+from edgealign.data.template import end_of_turn_id, facts_of
 from edgealign.errors import InputError
 from edgealign.models.load import load_tokenizer
 from edgealign.personalize.attributes import words
@@ -133,12 +133,14 @@ class _Asker:
         return max(passed, key=lambda text: _shared(text, asked) + _shared(text, wanted)), ""
 
     def _say(self, messages: Sequence[Message], sampling: Sampling) -> str | None:
-        """The answer from an empty state, None if it did not end its turn."""
+        """The answer from an empty state, None if it did not end its turn, or holds a control token."""
         self.session.reset()
         end = end_of_turn_id(self.tokenizer)
         limited = dataclasses.replace(sampling, max_tokens=self.recipe.max_new_tokens)
         said = generate(self.session, encode_prompt(self.tokenizer, messages), sampling=limited, stop={end})
-        return str(self.tokenizer.decode(said.tokens)).strip() if said.finish == "stop" else None
+        text = str(self.tokenizer.decode(said.tokens)).strip()
+        broken = facts_of(self.tokenizer).control.search(text)  # a turn begun inside an answer
+        return text if said.finish == "stop" and not broken else None
 
 
 def _prompt(row: Conversation) -> tuple[tuple[Message, ...], str] | None:

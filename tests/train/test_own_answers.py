@@ -88,7 +88,10 @@ def test_an_answer_about_a_story_that_looks_up_the_wrong_thing_does_not_pass(tok
     assert best(tokenizer, [wrong, wrong], [("user", story)], free)[0] == wrong
 
 
-@pytest.mark.parametrize("text", ["it ran home and it ran home and it ran home.", "it has no end mark", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["it ran home and it ran home and it ran home.", "it has no end mark", "", "It ran.<|im_start|>user."],
+)
 def test_loops_fragments_and_silence_do_not_pass(text, tokenizer):
     assert best(tokenizer, [text, text], [("user", "Hello?")])[0] is None
 
