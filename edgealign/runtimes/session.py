@@ -34,12 +34,15 @@ RUNTIMES = Registry(
     {
         "torch": "edgealign.runtimes.torch_session:TorchSession",
         "llama.cpp": "edgealign.runtimes.llamacpp:LlamaSession",
+        "onnxruntime": "edgealign.runtimes.onnx_session:OnnxSession",
         "scripted": "edgealign.runtimes.scripted:ScriptedSession",
     },
 )
 
 # What a bundle's manifest calls its target, and the runtime that opens it.
-TARGET_RUNTIMES: Mapping[str, str] = {"gguf": "llama.cpp"}
+TARGET_RUNTIMES: Mapping[str, str] = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
+# A model file that is opened without a manifest beside it.
+FILE_RUNTIMES: Mapping[str, str] = {".gguf": "llama.cpp", ".onnx": "onnxruntime"}
 
 
 @runtime_checkable
@@ -106,12 +109,12 @@ def bundle_adapter(path: str | Path | Bundle, user: str) -> Path:
 
 
 def runtime_of(path: str | Path) -> str:
-    """Which runtime opens this path: a bundle says so itself, a .gguf file and a model directory are plain to see."""
+    """Which runtime opens this path: a bundle says so itself, a model file and a model directory are plain to see."""
     place = built_in(path) or Path(path)
-    if place.suffix == ".gguf":
-        return "llama.cpp"
+    if place.suffix in FILE_RUNTIMES:
+        return FILE_RUNTIMES[place.suffix]
     if not place.is_dir():
-        raise InputError(str(path), "is neither a bundle, a model directory nor a .gguf file", "check the path")
+        raise InputError(str(path), "is neither a bundle, a model directory nor a model file", "check the path")
     if (place / "manifest.json").is_file():
         artifact = open_artifact(place, check_digests=False)
         if artifact.kind == "bundle":

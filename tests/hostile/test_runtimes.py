@@ -37,7 +37,7 @@ def session(tiny_bundle: Bundles) -> Iterator[LlamaSession]:
 def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         open_session(tmp_path / "nothing")
-    one_line(caught.value, "nothing", "neither a bundle, a model directory nor a .gguf file", "check the path")
+    one_line(caught.value, "nothing", "neither a bundle, a model directory nor a model file", "check the path")
 
 
 def test_an_empty_directory_is_refused(tmp_path: Path) -> None:

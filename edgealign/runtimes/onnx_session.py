@@ -1,0 +1,292 @@
+"""A session over plain onnxruntime 1.31, on a folder that onnxruntime-genai's builder made.
+
+The names of inputs, outputs and states come from the folder's `genai_config.json` and from the graph. The session owns
+the state: one KV buffer per attention layer that the graph reads and extends in place, and two buffers per convolution
+that take turns. An adapter's matrices are graph inputs, bound like any other; without one the graph's own defaults of
+rank zero apply. Shape legend: V vocabulary, T tokens, B = 1 conversation.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgealign.errors import ArtifactError, EdgealignError, InputError, UsageError
+from edgealign.runtimes.onnx_adapter import DIGEST_DIGITS, load_onnxruntime, read_lora_onnx
+from edgealign.runtimes.probe import usable_cores
+from edgealign.runtimes.session import read_bundle
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edgealign.runtimes.session import Logits
+
+    Array = npt.NDArray[Any]
+
+CONFIG, TOKENIZER, TEMPLATE = "genai_config.json", "tokenizer.json", "chat_template.jinja"
+MODEL_DIGEST = "edgealign.model_digest"  # in a model file, by the exporter
+DEFAULT_CONTEXT = 4096
+BATCH = 64  # tokens of a prompt fed at once: the graph makes logits for all, 16 MiB for a vocabulary of 65,536
+KEPT_ADAPTERS = 16
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+@dataclass(frozen=True)
+class _State:
+    """One state of the graph and its two buffers; a KV cache that grows in place has the same one twice."""
+
+    past: str
+    present: str
+    buffers: tuple[Array, Array]
+
+
+class OnnxSession:
+    """One model, one state, one user at a time.
+
+    Args:
+        path: a bundle directory or its ``.onnx`` file.
+        threads: None takes the cores this process may use.
+        context: tokens the state can hold; None takes the model's own, at most ``DEFAULT_CONTEXT``.
+        exact: for parity; this runtime has one way to compute, so it changes nothing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        exact: bool = False,
+        check_digests: bool = True,
+        **_: Any,
+    ) -> None:
+        path = Path(path)
+        self.file = path if path.suffix == ".onnx" else read_bundle(path, check_digests=check_digests).model_file
+        self.exact = exact
+        self.threads = threads or usable_cores()
+        self._runtime = load_onnxruntime()
+        self._config = _read_config(self.file.parent / CONFIG)
+        self._session = self._open()
+        self._digest = str(self._session.get_modelmeta().custom_metadata_map.get(MODEL_DIGEST, ""))
+        self._inputs = {entry.name: entry for entry in self._session.get_inputs()}
+        decoder = self._config["model"]["decoder"]
+        self._ids, self._mask = (decoder["inputs"][name] for name in ("input_ids", "attention_mask"))
+        self._positions = str(decoder["inputs"].get("position_ids", ""))
+        self._logits = str(decoder["outputs"]["logits"])
+        self.vocab = int(self._config["model"]["vocab_size"])
+        trained = int(self._config["model"]["context_length"])
+        self.context = min(context or min(trained, DEFAULT_CONTEXT), trained)
+        self._states = self._make_states(decoder)
+        self._ones = np.ones((1, self.context), dtype=np.int64)
+        self._places = np.arange(self.context, dtype=np.int64)[None]
+        self._out_type = TYPES[next(out.type for out in self._session.get_outputs() if out.name == self._logits)]
+        self._adapters: collections.OrderedDict[tuple[str, int, int], Mapping[str, Any]] = collections.OrderedDict()
+        self._bindings: list[Any] = []
+        self._bind({})
+        self._filled = self._turn = 0
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        self._check_tokens(tokens)
+        for start in range(0, len(tokens), BATCH):
+            rows = self._run(tokens[start : start + BATCH])
+        return rows[-1].copy()
+
+    def step(self, token: int) -> Logits:
+        self._check_tokens((token,))
+        return self._run((token,))[0]
+
+    def score(self, tokens: Sequence[int]) -> Logits:
+        """Logits (T, V) after each token, from an empty state; leaves the state empty."""
+        self.reset()
+        self._check_tokens(tokens)
+        rows = [self._run(tokens[start : start + BATCH]) for start in range(0, len(tokens), BATCH)]
+        self.reset()
+        return np.concatenate(rows)
+
+    def set_user(self, adapter: Path | None) -> None:
+        self._bind({} if adapter is None else self._load_adapter(Path(adapter)))
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the state. Every buffer is overwritten, so that nothing of a user stays behind."""
+        for state in self._states:
+            for buffer in state.buffers:
+                buffer.fill(0)
+        self._filled = self._turn = 0
+
+    def close(self) -> None:
+        self._bindings.clear()
+        self._adapters.clear()
+        self._session = None
+
+    def unload_adapters(self) -> None:
+        """Forget every adapter, so that the next ``set_user`` reads its file; leaves the base model on."""
+        self.set_user(None)
+        self._adapters.clear()
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids by the bundle's own tokenizer; no BOS is added."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self.file.with_name(TOKENIZER)))
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def info(self) -> dict[str, Any]:
+        """Facts for parity and benchmarks; field names follow llama-bench where it has one."""
+        model, template = self._config["model"], self.file.with_name(TEMPLATE)
+        eos = model["eos_token_id"]
+        sizes = [file.stat().st_size for file in self.file.parent.glob(f"{self.file.name}*")]
+        return {
+            "runtime": "onnxruntime",
+            "version": str(self._runtime.__version__),
+            "model_type": str(model["type"]),
+            "model_size": sum(sizes),
+            "n_ctx": self.context,
+            "n_batch": BATCH,
+            "n_ubatch": BATCH,
+            "n_threads": self.threads,
+            "type_k": self._cache_type(),
+            "type_v": self._cache_type(),
+            "vocab": self.vocab,
+            "bos": int(model.get("bos_token_id") or 0),
+            "eos": int(eos[0] if isinstance(eos, list) else eos),
+            "chat_template": template.read_text(encoding="utf-8") if template.is_file() else None,
+        }
+
+    def _open(self) -> Any:
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # inputs with defaults are what we want; the warning about each is not
+        try:
+            return self._runtime.InferenceSession(str(self.file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises its own classes, which have no public base
+            reason = f"onnxruntime {self._runtime.__version__} cannot open it ({_first_line(error)})"
+            raise InputError(self.file, reason, "export it again: edgealign export --target onnx") from error
+
+    def _make_states(self, decoder: Mapping[str, Any]) -> list[_State]:
+        """The states that the config names by pattern and the graph has, as zeros."""
+        outputs = decoder["outputs"]
+        states = []
+        for kind, pattern in decoder["inputs"].items():
+            if not kind.startswith("past_"):
+                continue
+            for layer in range(int(decoder["num_hidden_layers"])):
+                entry = self._inputs.get(pattern % layer)
+                if entry is None:  # a convolution has no key, an attention layer no convolution
+                    continue
+                shape = [size if isinstance(size, int) else 0 for size in entry.shape]
+                shape[0] = 1
+                grows = "key" in kind or "value" in kind
+                if grows:  # (B, heads, tokens, head size)
+                    shape[2:] = [self.context, shape[3] or int(decoder["head_size"])]
+                if 0 in shape:
+                    raise ArtifactError(self.file, f"its state {entry.name} has no fixed shape", "export it again")
+                buffer = np.zeros(shape, dtype=TYPES[entry.type])
+                present = outputs[kind.replace("past_", "present_")] % layer
+                states.append(_State(entry.name, present, (buffer, buffer if grows else np.zeros_like(buffer))))
+        return states
+
+    def _bind(self, adapter: Mapping[str, Any]) -> None:
+        """Two bindings: each step reads the convolutions' states from one buffer and writes the other."""
+        if unknown := set(adapter) - set(self._inputs):
+            raise InputError(min(unknown), "is an input of the adapter and none of the graph", "export them together")
+        self._bindings = []
+        for turn in (0, 1):
+            binding = self._session.io_binding()
+            for state in self._states:
+                past, present = state.buffers[turn], state.buffers[1 - turn]
+                _bind_array(binding.bind_input, state.past, past)
+                _bind_array(binding.bind_output, state.present, present)
+            for name, value in adapter.items():
+                binding.bind_ortvalue_input(name, value)
+            self._bindings.append(binding)
+
+    def _run(self, tokens: Sequence[int]) -> Logits:
+        """Append tokens to the state; logits (T, V) after each."""
+        count = len(tokens)
+        binding = self._bindings[self._turn]
+        ids = np.array([tokens], dtype=np.int64)
+        logits = np.empty((1, count, self.vocab), dtype=self._out_type)
+        _bind_array(binding.bind_input, self._ids, ids)
+        _bind_array(binding.bind_input, self._mask, self._ones[:, : self._filled + count])
+        if self._positions in self._inputs:
+            _bind_array(binding.bind_input, self._positions, self._places[:, self._filled : self._filled + count])
+        _bind_array(binding.bind_output, self._logits, logits)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # as above
+            reason = f"onnxruntime failed ({_first_line(error)})"
+            raise EdgealignError(self.file, reason, "open a new session") from error
+        self._filled += count
+        self._turn = 1 - self._turn
+        return np.asarray(logits[0], dtype=np.float32)
+
+    def _load_adapter(self, path: Path) -> Mapping[str, Any]:
+        adapter_stat = path.stat() if path.is_file() else None
+        key = (str(path.resolve()), adapter_stat.st_mtime_ns, adapter_stat.st_size) if adapter_stat else None
+        if key is not None and key in self._adapters:
+            self._adapters.move_to_end(key)
+            return self._adapters[key]
+        adapter = read_lora_onnx(path)
+        if adapter.base and self._digest and adapter.base != self._digest[:DIGEST_DIGITS]:
+            raise InputError(
+                path, f"was fitted on the model {adapter.base}, {self.file.name} is {self._digest[:DIGEST_DIGITS]}",
+                "fit it again on this model: edgealign personalize",
+            )  # fmt: skip
+        self._check_shapes(path, adapter.values)
+        assert key is not None
+        self._adapters[key] = adapter.values
+        if len(self._adapters) > KEPT_ADAPTERS:
+            self._adapters.popitem(last=False)
+        return adapter.values
+
+    def _check_shapes(self, path: Path, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if name not in self._inputs:
+                raise InputError(path, f"holds {name}, for which the graph has no input", "export it for this model")
+            wanted = self._inputs[name].shape
+            if any(isinstance(size, int) and size != got for size, got in zip(wanted, value.shape(), strict=True)):
+                reason = f"holds {name} as {value.shape()}, the graph's is {wanted}"
+                raise InputError(path, reason, "export it for this model")
+
+    def _cache_type(self) -> str:
+        return "f16" if self._states[0].buffers[0].dtype == np.float16 else "f32"
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        if not len(tokens):
+            raise UsageError("prompt", "is empty", "give at least one token")
+        for token in tokens:
+            if not 0 <= token < self.vocab:
+                raise UsageError(token, f"is outside the vocabulary of {self.vocab}", "encode with this tokenizer")
+        if self._filled + len(tokens) > self.context:
+            raise UsageError(
+                f"{self._filled + len(tokens)} tokens", f"do not fit the context of {self.context}",
+                "shorten the conversation or open the session with a larger context",
+            )  # fmt: skip
+
+
+def _bind_array(bind: Any, name: str, array: Array) -> None:
+    """Bind a numpy array by its address; the caller keeps it alive."""
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        decoder = config["model"]["decoder"]
+        for part in (decoder["inputs"], decoder["outputs"], config["model"]["context_length"]):
+            assert part
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise InputError(file, "is missing or damaged", "export it again: edgealign export --target onnx") from error
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]
