@@ -364,7 +364,7 @@ def personalize(
 @takes_recipe("export")
 def export(
     *,
-    target: Annotated[str, typer.Option("--target", help="gguf")],
+    target: Annotated[str, typer.Option("--target", help="gguf or onnx")],
     model: ModelOption,
     out: OutOption,
     adapter: AdapterOption = None,

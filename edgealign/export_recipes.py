@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+from edgealign.errors import RecipeError
 from edgealign.recipe import option
 
-QUANTS = ("f32", "f16", "q8_0", "q4_0", "q4_k_m")
+# Each target's own names; the one in DEFAULT_QUANT is what `auto` means.
+QUANTS: Mapping[str, tuple[str, ...]] = {
+    "gguf": ("f32", "f16", "q8_0", "q4_0", "q4_k_m"),
+    "onnx": ("fp32", "int8", "int4"),
+}
+DEFAULT_QUANT: Mapping[str, str] = {"gguf": "q4_0", "onnx": "int4"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +21,11 @@ class ExportRecipe:
     """Knobs of an export. The target, the model, its adapters and the calibration text are arguments, not knobs."""
 
     quant: str = option(
-        "q4_0", help="type of the stored weights", choices=QUANTS,
-        source="q4_0 is the smallest and the quickest on a CPU",
+        "auto", help="type of the stored weights, by the target's name for it; auto is q4_0 (gguf) or int4 (onnx)",
+        choices=(*QUANTS["gguf"], *QUANTS["onnx"], "auto"), source="4 bits are the smallest and the quickest on a CPU",
     )
     adapter_type: str = option(
-        "auto", help="type of the adapters' weights; auto is f32 beside an f32 model and f16 beside any other",
+        "auto", help="type of the adapters' weights; auto is f16 beside a GGUF model of 16 bits and less, else f32",
         choices=("auto", "f32", "f16"),
     )
     context: int | None = option(
@@ -35,3 +42,17 @@ class ExportRecipe:
     verify: tuple[str, ...] = option(
         (), help="fields of the verify recipe to change, as name=value", source="see: edgealign config schema"
     )
+
+
+def resolve(recipe: ExportRecipe, target: str) -> ExportRecipe:
+    """The recipe with the target's own quantisation in place of `auto`.
+
+    Raises:
+        RecipeError: the quantisation is another target's.
+    """
+    if recipe.quant == "auto":
+        return replace(recipe, quant=DEFAULT_QUANT[target])
+    if recipe.quant not in QUANTS[target]:
+        known = ", ".join(QUANTS[target])
+        raise RecipeError(recipe.quant, f"is no quantisation of the target {target}", f"choose one of: {known}")
+    return recipe

@@ -9,7 +9,7 @@ wrong rotary base or a wrong order of convolution parts stands out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from edgealign.artifact import Check
 from edgealign.models.load import read_config, resolve_model
-from edgealign.runtimes.gguf_names import Row, architecture, expand, permute
+from edgealign.runtimes.gguf_names import architecture, expand, permute
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,7 +29,7 @@ KEPT_TOLERANCE = 1e-6
 
 
 def check_weights(file: Path, model: str | Path, tolerance: float, put: Mapping[str, Any]) -> tuple[list[Check], int]:
-    """Compare every tensor of a GGUF file with the model's, and copy it into the parameters `put` of a torch model.
+    """Compare every tensor of a bundle's model file with the model's, and copy it into the parameters `put` of a torch model.
 
     Args:
         tolerance: for the error of a rounded tensor, relative to its size; those kept in 32 bits must be equal.
@@ -42,28 +42,27 @@ def check_weights(file: Path, model: str | Path, tolerance: float, put: Mapping[
 
     worst = {True: (0.0, "none"), False: (0.0, "none")}
     counts, left = {True: 0, False: 0}, set(put)
-    for row, kept, stored, own in _pairs(file, resolve_model(model)):
+    for name, kept, stored, own in _pairs(file, resolve_model(model)):
         gap = float(np.linalg.norm(stored - own)) / max(float(np.linalg.norm(own)), 1e-30)
         if not gap <= worst[kept][0]:  # also when it is not a number
-            worst[kept] = (gap, row.gguf)
+            worst[kept] = (gap, name)
         counts[kept] += 1
-        if row.hf in put:
+        if name in put:
             with torch.no_grad():
-                put[row.hf].copy_(torch.from_numpy(stored))
-            left.discard(row.hf)
+                put[name].copy_(torch.from_numpy(stored))
+            left.discard(name)
     checks = []
-    for kept, name, allowed in ((True, "weights.kept", KEPT_TOLERANCE), (False, "weights.rounded", tolerance)):
+    for kept, check, allowed in ((True, "weights.kept", KEPT_TOLERANCE), (False, "weights.rounded", tolerance)):
         value, where = worst[kept]
         finite = bool(np.isfinite(value))
         how = "kept in 32 bits" if kept else "rounded"
         note = f"largest error of {counts[kept]} tensors {how}, relative to their size: {where}"
-        checks.append(Check(name, value if finite else None, allowed, finite and value <= allowed, note))
+        checks.append(Check(check, value if finite else None, allowed, finite and value <= allowed, note))
     return checks, len(left)
 
 
-def _pairs(file: Path, folder: Path) -> Iterator[tuple[Row, bool, Floats, Floats]]:
-    """Each stored tensor in the model's own layout: is it kept in 32 bits, its values, the model's values."""
-    from gguf import GGMLQuantizationType, GGUFReader, dequantize
+def _pairs(file: Path, folder: Path) -> Iterator[tuple[str, bool, Floats, Floats]]:
+    """Each stored tensor by the model's name for it: is it kept in 32 bits, its values, the model's values."""
     from safetensors import safe_open
 
     config = read_config(folder)
@@ -72,23 +71,41 @@ def _pairs(file: Path, folder: Path) -> Iterator[tuple[Row, bool, Floats, Floats
         opened = safe_open(str(part), framework="pt")
         names: list[str] = opened.keys()  # type: ignore[no-untyped-call]
         where.update(dict.fromkeys(names, opened))
+    read = _read_onnx if file.suffix == ".onnx" else _read_gguf
+    for name, kept, values in read(file, config, where):
+        own = where[name].get_tensor(name).float().numpy()
+        # Tensors in 32 bits come as read-only pages of the file.
+        yield name, kept, np.require(values.reshape(own.shape), np.float32, ["C", "W"]), own
+
+
+def _read_gguf(file: Path, config: dict[str, Any], known: Container[str]) -> Iterator[tuple[str, bool, Floats]]:
+    """The tensors of a GGUF file that the model knows, in its layout."""
+    from gguf import GGMLQuantizationType, GGUFReader, dequantize
+
     stored = {tensor.name: tensor for tensor in GGUFReader(str(file)).tensors}
     table = architecture(str(config["model_type"]))
     rows = expand(table, int(config["num_hidden_layers"]), int(config.get("num_experts") or 0))
     places: dict[str, int] = {}
     for row in rows:
-        if row.hf not in where or row.gguf not in stored:
+        if row.hf not in known or row.gguf not in stored:
             continue
         tensor = stored[row.gguf]
         data = tensor.data
         if row.rule == "expert":
             data = data[places.get(row.gguf, 0)]
             places[row.gguf] = places.get(row.gguf, 0) + 1
-        own = where[row.hf].get_tensor(row.hf).float().numpy()
         values = np.asarray(dequantize(data, tensor.tensor_type), dtype=np.float32)
-        # Tensors in 32 bits come as read-only pages of the file.
-        values = np.require(_undo(row.rule, values, config).reshape(own.shape), np.float32, ["C", "W"])
-        yield row, tensor.tensor_type == GGMLQuantizationType.F32, values, own
+        yield row.hf, tensor.tensor_type == GGMLQuantizationType.F32, _undo(row.rule, values, config)
+
+
+def _read_onnx(file: Path, config: dict[str, Any], known: Container[str]) -> Iterator[tuple[str, bool, Floats]]:
+    """The weights of an ONNX graph that the model knows."""
+    from edgealign.runtimes import onnx_names
+    from edgealign.runtimes.onnx_weights import stored_weights
+
+    for name, kept, values in stored_weights(file, onnx_names.architecture(str(config["model_type"]))):
+        if name in known:
+            yield name, kept, values
 
 
 def _undo(rule: str, values: Floats, config: dict[str, Any]) -> Floats:

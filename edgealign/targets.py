@@ -38,6 +38,7 @@ class Target:
 
 TARGETS: dict[str, Target] = {
     "gguf": Target("to_gguf.py", "gguf", "llama.cpp and everything built on it"),
+    "onnx": Target("to_onnx.py", "onnx", "onnxruntime and onnxruntime-genai"),
 }
 PACKAGE = Path(edgealign.__file__).resolve().parent
 

@@ -14,7 +14,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,22 +24,22 @@ import numpy as np
 from edgealign.errors import InputError
 from edgealign.models.load import check_safetensors, read_config
 from edgealign.runtimes.onnx_adapter import INPUTS_FILE, LoraInput, Part, write_inputs
-from edgealign.runtimes.onnx_names import OnnxArchitecture, architecture
+from edgealign.runtimes.onnx_names import LAYER_NODE, OnnxArchitecture, architecture
 
 MODEL_FILE, DATA_FILE, GENAI_CONFIG = "model.onnx", "model.onnx.data", "genai_config.json"
 MODEL_DIGEST = "edgealign.model_digest"
 # The builder writes a row of sines and cosines for every position; LFM2 states 128,000 and was published for 32,768.
 LONGEST_CONTEXT = 32_768
-LAYER_NODE = re.compile(r"/model/layers\.(\d+)/(\w+/\w+)/MatMul(NBits)?(_Q\d\w*)?")
-# onnxruntime-genai's precision, and its options beyond the defaults.
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"fp32": {}, "fp16": {}, "int8": {}, "int4": {}}
+# onnxruntime-genai's precision, and its options beyond the defaults. k_quant_last rounds with more care and leaves the
+# head 8 bits: on the starter half the divergence of plain rounding (0.045 against 0.088 nat) for a sixth more bytes.
+OPTIONS: Mapping[str, Mapping[str, Any]] = {"fp32": {}, "int8": {}, "int4": {"algo_config": "k_quant_last"}}
 
 
 def write_model(model: Path, out: Path, *, quant: str, digest: str, context: int | None = None) -> tuple[LoraInput, ...]:
     """Write `model.onnx`, its data, `genai_config.json` and `adapter_inputs.json`; returns the adaptable matrices.
 
     Args:
-        quant: fp32, fp16, int8 or int4.
+        quant: fp32, int8 or int4.
         digest: the model's, written into the graph.
         context: tokens that the graph has positions for; None takes the model's own, at most `LONGEST_CONTEXT`.
 

@@ -7,11 +7,14 @@ A model's graph is then the truth: what it packs is read from it, and written to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgealign.errors import InputError
 
+# A linear layer's node: its layer, and the builder's name for what it is.
+LAYER_NODE = re.compile(r"/model/layers\.(\d+)/(\w+/\w+)/MatMul(?:NBits)?(?:_Q\d\w*)?")
 # The builder's part of a node's name -> the modules of a layer whose weights it holds, in this order.
 _ATTENTION = {
     "attn/qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -74,7 +74,9 @@ class OnnxSession:
         self._config = _read_config(self.file.parent / CONFIG)
         self._session = self._open()
         self._digest = str(self._session.get_modelmeta().custom_metadata_map.get(MODEL_DIGEST, ""))
-        self._inputs = {entry.name: entry for entry in self._session.get_inputs()}
+        # The second kind has defaults: a LoRA's matrices.
+        entries = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
+        self._inputs = {entry.name: entry for entry in entries}
         decoder = self._config["model"]["decoder"]
         self._ids, self._mask = (decoder["inputs"][name] for name in ("input_ids", "attention_mask"))
         self._positions = str(decoder["inputs"].get("position_ids", ""))

@@ -5,14 +5,45 @@ Shape legend: I in features, O out features, N blocks of a row.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from edgealign.runtimes.onnx_adapter import read_inputs
+from edgealign.runtimes.onnx_names import LAYER_NODE, OnnxArchitecture
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float32]
+
+
+def stored_weights(file: Path, table: OnnxArchitecture) -> Iterator[tuple[str, bool, Floats]]:
+    """Each weight of a bundle's graph: its name in the model, is it kept in floats, its values in the model's layout."""
+    import onnx_ir as ir
+
+    graph = ir.load(file).graph
+    parts = {entry.name: entry.parts for entry in read_inputs(file.parent)}
+    for node in graph:
+        named = LAYER_NODE.fullmatch(node.name or "")
+        entry = parts.get(f"model.layers.{named[1]}.{named[2].replace('/', '.')}") if named else None
+        if entry is not None:
+            values, row = matrix(node), 0
+            for part in entry:
+                yield f"{part.module}.weight", node.op_type == "MatMul", values[row : row + part.out]
+                row += part.out
+        elif node.name and node.name.startswith("/lm_head/MatMul"):
+            kept = node.op_type == "MatMul"
+            tied = not any(name.startswith("model.embed_tokens.weight") for name in graph.initializers)
+            yield "model.embed_tokens.weight" if tied else "lm_head.weight", kept, matrix(node)
+    for name, value in graph.initializers.items():
+        hf = _kept_name(name, table)
+        if hf is not None:
+            values = np.asarray(value.const_value.numpy(), dtype=np.float32)
+            yield hf, True, values - 1 if table.plus_one and "norm" in hf else values
 
 
 def matrix(node: Any) -> Floats:
@@ -34,6 +65,18 @@ def matrix(node: Any) -> Floats:
             raw = _unpack(raw.reshape(rows, -1), bits)[:, :blocks]
         zero = raw.astype(np.float32).reshape(rows, blocks, 1)
     return np.ascontiguousarray(((stored - zero) * scale).reshape(rows, -1)[:, :columns])
+
+
+def _kept_name(name: str, table: OnnxArchitecture) -> str | None:
+    """The model's name of a tensor that the graph keeps in floats; None for what the model does not have."""
+    if name == "model.embed_tokens.weight":
+        return name
+    found = re.fullmatch(r"(model\.layers\.\d+\.)(.+)", name)
+    if found is None:
+        return None
+    if found[2] == "final_norm_layernorm.weight":
+        return table.final_norm
+    return found[1] + table.kept[found[2]] if found[2] in table.kept else None
 
 
 def _unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
