@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def write_model(model: Path, out: Path, *, quant: str, digest: str, context: int
     config = read_config(model)
     table = architecture(str(config.get("model_type", "")))
     scratch = out / ".built"
-    _build(model, scratch, quant=quant, context=context)
+    build(model, scratch, quant=quant, context=context)
     built = ir.load(scratch / MODEL_FILE)
     _tie_quantised_head(built.graph)
     inputs = add_lora_inputs(built.graph, table, _shapes(model))
@@ -61,6 +62,31 @@ def write_model(model: Path, out: Path, *, quant: str, digest: str, context: int
     write_inputs(out / INPUTS_FILE, inputs)
     _remove(scratch)
     return inputs
+
+
+def build(model: Path, out: Path, *, quant: str, context: int | None) -> None:
+    """Run onnxruntime-genai's builder on a view of the model whose config states the wanted context."""
+    config = read_config(model)
+    length = context or min(int(config["max_position_embeddings"]), LONGEST_CONTEXT)
+    view = out.with_name(".view")
+    view.mkdir(parents=True)
+    for file in model.iterdir():
+        if file.is_file() and file.name != "config.json":
+            (view / file.name).symlink_to(file.resolve())
+    (view / "config.json").write_text(json.dumps({**config, "max_position_embeddings": length}), encoding="utf-8")
+    with _quiet():
+        from onnxruntime_genai.models.builder import check_extra_options, create_model
+
+        options: dict[str, Any] = {"hf_token": "false", "windowed_kv_cache": "false", **OPTIONS[quant]}
+        cache = str(out.with_name(".cache"))
+        try:
+            check_extra_options("", str(view), str(out), quant, "cpu", cache, options)
+            create_model("", str(view), str(out), quant, "cpu", cache, **options)
+        except (ValueError, NotImplementedError, AttributeError, KeyError) as error:
+            reason = f"cannot be built as {quant} by onnxruntime-genai ({error})"
+            raise InputError(model, reason, "export it with --target gguf") from error
+    _remove(view)
+    _remove(Path(cache))
 
 
 def add_lora_inputs(
@@ -164,31 +190,6 @@ def _same_weights(head: Any, embedding: Any) -> bool:
     )
 
 
-def _build(model: Path, out: Path, *, quant: str, context: int | None) -> None:
-    """Run onnxruntime-genai's builder on a view of the model whose config states the wanted context."""
-    config = read_config(model)
-    length = context or min(int(config["max_position_embeddings"]), LONGEST_CONTEXT)
-    view = out.with_name(".view")
-    view.mkdir(parents=True)
-    for file in model.iterdir():
-        if file.is_file() and file.name != "config.json":
-            (view / file.name).symlink_to(file.resolve())
-    (view / "config.json").write_text(json.dumps({**config, "max_position_embeddings": length}), encoding="utf-8")
-    with _quiet():
-        from onnxruntime_genai.models.builder import check_extra_options, create_model
-
-        options: dict[str, Any] = {"hf_token": "false", "windowed_kv_cache": "false", **OPTIONS[quant]}
-        cache = str(out.with_name(".cache"))
-        try:
-            check_extra_options("", str(view), str(out), quant, "cpu", cache, options)
-            create_model("", str(view), str(out), quant, "cpu", cache, **options)
-        except (ValueError, NotImplementedError, AttributeError, KeyError) as error:
-            reason = f"cannot be built as {quant} by onnxruntime-genai ({error})"
-            raise InputError(model, reason, "export it with --target gguf") from error
-    _remove(view)
-    _remove(Path(cache))
-
-
 def _shapes(model: Path) -> dict[str, tuple[int, ...]]:
     headers = [check_safetensors(file) for file in sorted(model.glob("*.safetensors"))]
     return {name: tuple(entry["shape"]) for header in headers for name, entry in header.items()}
@@ -202,7 +203,9 @@ def _quiet() -> Iterator[None]:
     path = list(sys.path)
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            yield
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # its rounding divides by zero where a block is constant, and mends it
+                yield
     finally:
         logging.disable(level)
         sys.path[:] = path

@@ -5,9 +5,9 @@
         --adapter ana=ADAPTER --adapter ben=ADAPTER
 
 One graph serves everybody: a user's LoRA is a file of graph inputs. The folder opens in onnxruntime-genai as it is, and
-in plain onnxruntime through `edgealign.runtimes.onnx_session`. Two gates stand before publishing. A graph of 32-bit
-floats must agree with torch number for number, and without an adapter with the builder's own graph bit for bit. Then
-the quantised graph must agree as a distribution. `edgealign export --target onnx` runs this program in its own process.
+in plain onnxruntime through `edgealign.runtimes.onnx_session`. Two gates stand before publishing: a graph of 32-bit
+floats must agree with torch number for number, then the quantised graph as a distribution; and onnxruntime-genai must
+say what our session says. `edgealign export --target onnx` runs this program in its own process.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ def export(
 
 def _fill(job: Job, draft: Draft) -> None:
     """Make and verify the 32-bit bundle beside the draft, then what was asked for inside it."""
+    from genai_check import check_genai
+
     if job.recipe.quant != "fp32" and job.recipe.exact_gate:
         scratch = draft.dir / ".float32"
         scratch.mkdir()
@@ -77,6 +79,9 @@ def _fill(job: Job, draft: Draft) -> None:
         shutil.rmtree(scratch)
     bundle = _make(job, job.recipe, draft.dir)
     program.gate(job, "", bundle, draft)
+    found = check_genai(bundle, threads=job.gate.threads, seed=job.gate.seed)
+    draft.checks.extend(found)
+    program.require(found)
     draft.meta.update(_facts(job, bundle))
 
 

@@ -132,3 +132,55 @@ def tiny_bundle(
         return out
 
     return make
+
+
+@pytest.fixture(scope="session")
+def onnx_tools() -> None:
+    """Where onnxruntime and its model builder are not installed, a test is skipped; in CI that is a failure."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir") if find_spec(name) is None]
+    if missing and os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"CI needs the onnx extra: {', '.join(missing)} missing")
+    if missing:
+        pytest.skip(f"needs pip install 'edgealign[onnx]': {', '.join(missing)} missing")
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(
+    onnx_tools: None, tiny_model: Path, tiny_lora: TinyLora, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Factory of unverified ONNX bundles of `tiny_model` by quantisation, with users ana and ben; made once."""
+    import shutil
+    import sys
+
+    from edgealign.artifact import open_artifact, publish
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "export"))
+    made: dict[str, Path] = {}
+
+    def make(quant: str) -> Path:
+        if quant in made:
+            return made[quant]
+        from genai_model import write_model
+
+        from edgealign.runtimes.onnx_adapter import write_lora_onnx
+
+        out = tmp_path_factory.mktemp("bundle") / f"tiny-{quant}"
+        base = open_artifact(tiny_model)
+        with publish(out, kind="bundle", format="onnx", stage="test", recipe={"quant": quant}) as draft:
+            inputs = write_model(tiny_model, draft.dir, quant=quant, digest=base.digest)
+            users = {}
+            for seed, user in enumerate(("ana", "ben"), start=1):
+                file = f"adapters/{user}.onnx_adapter"
+                write_lora_onnx(tiny_lora(seed=seed), draft.dir / file, inputs=inputs)
+                users[user] = {"file": file, "digest": ""}
+            for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+                shutil.copy(tiny_model / name, draft.dir / name)
+            draft.meta.update(
+                target="onnx", quant=quant, model_file="model.onnx", adapters=users, model_digest=base.digest
+            )
+        made[quant] = out
+        return out
+
+    return make

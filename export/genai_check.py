@@ -1,0 +1,69 @@
+"""The last check of an ONNX bundle: onnxruntime-genai opens the folder as it is and says the same.
+
+The parity gate drives plain onnxruntime through our own session. Many will open the bundle with onnxruntime-genai, whose
+tokenizer, state handling and adapter table are its own; so both are asked, for the base and for every user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgealign.artifact import Check
+from edgealign.parity_text import CONVERSATIONS, STRINGS
+from edgealign.runtimes.onnx_session import OnnxSession
+from edgealign.runtimes.session import Bundle
+
+PROMPT_TOKENS = 24
+STEPS = 4
+TOLERANCE = 1e-3  # one runtime under both, so the numbers are the same but for the order of sums
+
+
+def check_genai(bundle: Bundle, *, threads: int = 0, seed: int = 0) -> list[Check]:
+    """Token ids and the logits of a prompt and a few steps; users in turn, the base before and after them."""
+    import onnxruntime_genai as genai
+
+    model = genai.Model(str(bundle.path))
+    adapters = genai.Adapters(model)
+    for user, file in bundle.adapters.items():
+        adapters.load(str(file), user)
+    with closing(OnnxSession(bundle.model_file, threads=threads or None)) as session:
+        checks = [_check_tokens(genai.Tokenizer(model), session)]
+        prompt = [int(token) for token in np.random.default_rng(seed).integers(0, session.vocab, PROMPT_TOKENS)]
+        for name, user in (("base", None), *((user, user) for user in bundle.adapters), ("base_again", None)):
+            ours = _our_logits(session, None if user is None else bundle.adapters[user], prompt)
+            theirs = _their_logits(genai, model, adapters, user, prompt)
+            gap = float(np.abs(ours - theirs).max())
+            note = f"onnxruntime-genai against our session, {PROMPT_TOKENS} tokens and {STEPS} steps; at most"
+            checks.append(Check(f"genai.{name}", gap, TOLERANCE, gap <= TOLERANCE, note))
+    return checks
+
+
+def _our_logits(session: OnnxSession, adapter: Path | None, prompt: Sequence[int]) -> Any:
+    session.set_user(adapter)
+    rows = [session.prefill(prompt[:-STEPS])]
+    return np.stack([*rows, *(session.step(token) for token in prompt[-STEPS:])])
+
+
+def _their_logits(genai: Any, model: Any, adapters: Any, user: str | None, prompt: Sequence[int]) -> Any:
+    settings = genai.GeneratorParams(model)
+    settings.set_search_options(max_length=PROMPT_TOKENS + 8, do_sample=False)
+    generator = genai.Generator(model, settings)
+    if user is not None:
+        generator.set_active_adapter(adapters, user)
+    rows = []
+    for part in (prompt[:-STEPS], *([token] for token in prompt[-STEPS:])):
+        generator.append_tokens(np.array(part, dtype=np.int32))
+        rows.append(np.array(generator.get_logits(), dtype=np.float32)[0, -1])
+    return np.stack(rows)
+
+
+def _check_tokens(tokenizer: Any, session: OnnxSession) -> Check:
+    texts = [text for text in STRINGS if text] + [turn["content"] for turns in CONVERSATIONS for turn in turns]
+    wrong = [text for text in texts if [int(token) for token in tokenizer.encode(text)] != session.tokenize(text)]
+    note = f"texts of {len(texts)} with other token ids" + (f", first {wrong[0][:30]!r}" if wrong else "")
+    return Check("genai.tokens", float(len(wrong)), 0.0, not wrong, note)
