@@ -27,7 +27,10 @@ from edgealign.errors import ArtifactError, OutputError, writing
 SCHEMA = 1
 MANIFEST = "manifest.json"
 KINDS = ("dataset", "model", "adapter", "basis", "bundle", "report")
-VERSIONED = ("edgealign", "torch", "transformers", "peft", "gguf", "llama-cpp-python", "mergekit")
+VERSIONED = (
+    "edgealign", "torch", "transformers", "peft", "gguf", "llama-cpp-python", "onnxruntime", "onnxruntime-genai",
+    "mergekit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ KEPT_TOLERANCE = 1e-6
 
 
 def check_weights(file: Path, model: str | Path, tolerance: float, put: Mapping[str, Any]) -> tuple[list[Check], int]:
-    """Compare every tensor of a bundle's model file with the model's, and copy it into the parameters `put` of a torch model.
+    """Compare every tensor of a bundle's model file with the model's; copy it into `put`, a torch model's parameters.
 
     Args:
         tolerance: for the error of a rounded tensor, relative to its size; those kept in 32 bits must be equal.

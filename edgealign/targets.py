@@ -23,7 +23,7 @@ from typing import Any
 import edgealign
 from edgealign.artifact import Artifact, open_artifact, refuse_existing
 from edgealign.errors import CheckFailed, EdgealignError, InputError, RecipeError, ToolMissing, UsageError
-from edgealign.export_recipes import ExportRecipe
+from edgealign.export_recipes import ExportRecipe, resolve
 from edgealign.registry import suggest
 
 
@@ -56,13 +56,14 @@ def run(
     """Export a model and its users' adapters; returns the published bundle.
 
     Raises:
-        RecipeError: no such target.
+        RecipeError: no such target, or a quantisation that it does not have.
         CheckFailed: the bundle does not behave like the torch model.
         UsageError: the input or the output cannot be used; the program's own message.
         ToolMissing: the program's tools, or the other Python, are not there.
         EdgealignError: the program died.
     """
     script = program(target)
+    recipe = resolve(recipe, target)
     out = Path(out)
     refuse_existing(out)
     with tempfile.TemporaryDirectory(prefix="edgealign-export-") as scratch:

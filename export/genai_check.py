@@ -1,7 +1,7 @@
 """The last check of an ONNX bundle: onnxruntime-genai opens the folder as it is and says the same.
 
-The parity gate drives plain onnxruntime through our own session. Many will open the bundle with onnxruntime-genai, whose
-tokenizer, state handling and adapter table are its own; so both are asked, for the base and for every user.
+The parity gate drives plain onnxruntime through our own session. Many will open the bundle with onnxruntime-genai:
+its tokenizer, state and adapter table are its own. So both are asked, for the base and for every user.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ def check_genai(bundle: Bundle, *, threads: int = 0, seed: int = 0) -> list[Chec
 
     model = genai.Model(str(bundle.path))
     adapters = genai.Adapters(model)
-    for user, file in bundle.adapters.items():
-        adapters.load(str(file), user)
+    for name, file in bundle.adapters.items():
+        adapters.load(str(file), name)
     with closing(OnnxSession(bundle.model_file, threads=threads or None)) as session:
         checks = [_check_tokens(genai.Tokenizer(model), session)]
         prompt = [int(token) for token in np.random.default_rng(seed).integers(0, session.vocab, PROMPT_TOKENS)]
-        for name, user in (("base", None), *((user, user) for user in bundle.adapters), ("base_again", None)):
+        turns: list[tuple[str, str | None]] = [("base", None), *((user, user) for user in bundle.adapters)]
+        for name, user in (*turns, ("base_again", None)):
             ours = _our_logits(session, None if user is None else bundle.adapters[user], prompt)
             theirs = _their_logits(genai, model, adapters, user, prompt)
             gap = float(np.abs(ours - theirs).max())

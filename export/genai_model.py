@@ -33,10 +33,16 @@ MODEL_DIGEST = "edgealign.model_digest"
 LONGEST_CONTEXT = 32_768
 # onnxruntime-genai's precision, and its options beyond the defaults. k_quant_last rounds with more care and leaves the
 # head 8 bits: on the starter half the divergence of plain rounding (0.045 against 0.088 nat) for a sixth more bytes.
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"fp32": {}, "int8": {}, "int4": {"algo_config": "k_quant_last"}}
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "fp32": {},
+    "int8": {"moe_quant_type": "int8"},
+    "int4": {"algo_config": "k_quant_last"},
+}
 
 
-def write_model(model: Path, out: Path, *, quant: str, digest: str, context: int | None = None) -> tuple[LoraInput, ...]:
+def write_model(
+    model: Path, out: Path, *, quant: str, digest: str, context: int | None = None
+) -> tuple[LoraInput, ...]:
     """Write `model.onnx`, its data, `genai_config.json` and `adapter_inputs.json`; returns the adaptable matrices.
 
     Args:
@@ -81,12 +87,22 @@ def build(model: Path, out: Path, *, quant: str, context: int | None) -> None:
         cache = str(out.with_name(".cache"))
         try:
             check_extra_options("", str(view), str(out), quant, "cpu", cache, options)
+            _flatten_rotary(options["hf_details"]["hf_config"])
             create_model("", str(view), str(out), quant, "cpu", cache, **options)
         except (ValueError, NotImplementedError, AttributeError, KeyError) as error:
             reason = f"cannot be built as {quant} by onnxruntime-genai ({error})"
             raise InputError(model, reason, "export it with --target gguf") from error
     _remove(view)
     _remove(Path(cache))
+
+
+def _flatten_rotary(config: Any) -> None:
+    """transformers 5 keeps Gemma 3's two rotary bases in one nested table; the builder asks for two plain fields."""
+    rotary = getattr(config, "rope_parameters", None) or {}
+    if "sliding_attention" in rotary:
+        config.rope_local_base_freq = rotary["sliding_attention"]["rope_theta"]
+        config.rope_theta = rotary["full_attention"]["rope_theta"]
+        config.rope_parameters = dict(rotary["full_attention"])
 
 
 def add_lora_inputs(
@@ -113,7 +129,7 @@ def add_lora_inputs(
 
 
 def _add_lora(graph: Any, node: Any, entry: LoraInput) -> None:
-    """y = x W becomes y = x W + (x A) B; each A and B has a rank of its own name, or one buffer would serve them all."""
+    """y = x W becomes y = x W + (x A) B. Each pair's rank has its own name, or one buffer would serve all sizes."""
     import onnx_ir as ir
 
     out = node.outputs[0]
@@ -143,7 +159,7 @@ def _empty_input(graph: Any, name: str, empty: tuple[int, int], shape: tuple[Any
 
 
 def _tie_quantised_head(graph: Any) -> None:
-    """Where the builder left the embedding in floats beside a quantised head with the same weights, look it up there."""
+    """Where the builder left the embedding in floats beside a quantised head of the same weights, look it up there."""
     import onnx_ir as ir
 
     nodes = {node.name: node for node in graph}
@@ -202,10 +218,12 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     path = list(sys.path)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # its rounding divides by zero where a block is constant, and mends it
-                yield
+        with (
+            open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere),
+            warnings.catch_warnings(),
+        ):  # fmt: skip
+            warnings.simplefilter("ignore")  # its rounding divides by zero where a block is constant, and mends it
+            yield
     finally:
         logging.disable(level)
         sys.path[:] = path

@@ -12,16 +12,17 @@ import sys
 from pathlib import Path
 
 from edgealign.export_recipes import QUANTS
+from edgealign.parity import BITS
 from edgealign.parity_recipes import VerifyRecipe
 from edgealign.runtimes.gguf_names import ARCHITECTURES
 from edgealign.runtimes.lora_weights import FOREIGN
 from edgealign.targets import TARGETS
 
 README = Path(__file__).with_name("README.md")
-BITS = {"f32": 32, "f16": 16, "q8_0": 8, "q4_0": 4, "q4_k_m": 4}
 MEANING = {
     "f32": "every bit; for proofs", "f16": "half the size", "q8_0": "nearly lossless",
     "q4_0": "smallest, quickest on a CPU", "q4_k_m": "4 bits with more care",
+    "fp32": "every bit; for proofs", "int8": "nearly lossless", "int4": "smallest; 8 bits for the head",
 }
 # transformers' own GGUF reader, the second opinion on the tensor map, knows these.
 READ_BACK = {"lfm2": "transformers", "llama": "transformers", "qwen3": "transformers", "gemma3_text": "transformers"}
@@ -38,6 +39,7 @@ what its own runtime has loaded and found equal to torch.
 
 ```
 edgealign export --target gguf --model MODEL --out BUNDLE --quant q4_0 --adapter ana=ADAPTER
+edgealign export --target onnx --model MODEL --out BUNDLE --quant int4 --adapter ana=ADAPTER
 python export/to_gguf.py --model MODEL --out BUNDLE --recipe export/recipes/gguf-q4_0.toml --adapter ana=ADAPTER
 ```
 
@@ -60,8 +62,8 @@ def _matrix() -> str:
         _row(*["---"] * 5),
     ]
     for target in TARGETS:
-        for quant in QUANTS:
-            stored = "float32 file" if quant == "f32" else "float16 file"
+        for quant in QUANTS[target]:
+            stored = "float32 file" if quant == "f32" or target == "onnx" else "float16 file"
             lines.append(
                 _row(target, f"{quant}: {MEANING[quant]}", "yes", f"yes, one {stored} per user", "refused, see below")
             )
@@ -78,7 +80,7 @@ def _gates() -> str:
         _row("quantisation", "mean KL, at most (nat)", "same likeliest token", "correlation of an adapter's effect"),
         _row(*["---"] * 4),
     ]
-    for quant in QUANTS[1:]:
+    for quant in (quant for quants in QUANTS.values() for quant in quants if BITS[quant] != 32):
         bits = BITS[quant]
         kl, top1, survival = (getattr(gate, f"{name}_{bits}bit") for name in ("kl", "top1", "survival"))
         lines.append(_row(quant, f"{kl:g}", f"{top1:g}", f"{survival:g}"))
@@ -88,16 +90,18 @@ def _gates() -> str:
 
 def _architectures() -> str:
     lines = [
-        "## Architectures (GGUF)", "", _row("model type", "llama.cpp's name", "models", "read back by", "32-bit gate"),
-        _row(*["---"] * 5),
+        "## Architectures", "",
+        _row("model type", "llama.cpp's name", "models", "GGUF read back by", "32-bit gate, GGUF", "32-bit gate, ONNX"),
+        _row(*["---"] * 6),
     ]
     for kind, table in ARCHITECTURES.items():
         tolerance = table.exact_tolerance or VerifyRecipe().exact_tolerance
-        lines.append(_row(kind, table.name, EXAMPLES[kind], READ_BACK.get(kind, "gguf only"), f"{tolerance:g}"))
+        reader, onnx = READ_BACK.get(kind, "gguf only"), f"{VerifyRecipe().exact_tolerance:g}"
+        lines.append(_row(kind, table.name, EXAMPLES[kind], reader, f"{tolerance:g}", onnx))
     rules = "Llama 3 (also LFM2), Qwen2, SmolLM or GPT-2"
     lines += [
         "", "llama.cpp takes Gemma's GELU from a table in half precision, hence its wider gate.",
-        f"Tokenizers: byte-level BPE with the splitting rule of {rules}.", "",
+        f"GGUF tokenizers: byte-level BPE with the splitting rule of {rules}.", "",
     ]
     return "\n".join(lines)
 
@@ -107,8 +111,8 @@ def _adapters() -> str:
     lines += [_row("---", "---"), *(_row(f"`{option}`", f"it {reason}") for option, reason in FOREIGN.items())]
     lines += [
         _row("`bias`", "it trains biases"),
-        _row("a target in the embedding or the head", "llama.cpp aborts on it, or refuses it, when they are tied"),
-        _row("a target in a norm", "llama.cpp ignores it silently"),
+        _row("a target in the embedding or the head", "llama.cpp aborts or refuses; in ONNX both are one table"),
+        _row("a target in a norm", "llama.cpp ignores it silently; in ONNX it is no linear layer"),
         _row("another base model", "both digests are named"), "",
         "The way out of all but the last: merge the adapter into the model (`edgealign merge`) and export that.", "",
     ]
@@ -123,11 +127,17 @@ def _inside() -> str:
     return """\
 ## How it works
 
-- `to_gguf.py` is the program: arguments, order of work, the two gates.
+- `to_gguf.py` and `to_onnx.py` are the programs: order of work, what is in a bundle. What both do alike (arguments,
+  inputs, the gate, the answer) is in `export_program.py`.
 - `gguf_model.py` writes the 32-bit file, one tensor at a time, from the table in `edgealign/runtimes/gguf_names.py`.
 - `gguf_vocab.py` writes the tokenizer, and refuses one that llama.cpp would cut differently.
 - `gguf_quantize.py` calls llama.cpp's own quantiser, with an importance matrix from `--calibration` text if given.
 - A user's LoRA becomes a file of its own, scale folded in, by `edgealign/runtimes/gguf_adapter.py`, without torch.
+- `genai_model.py` has onnxruntime-genai build the graph, ties its head to the embedding in quantised models, and gives
+  every linear layer two inputs of rank zero; `adapter_inputs.json` beside the graph says which modules they hold.
+- A user's LoRA becomes an `.onnx_adapter` with those inputs, by `edgealign/runtimes/onnx_adapter.py`, without torch.
+- `genai_check.py` opens the finished folder in onnxruntime-genai: same token ids, same logits, users in turn.
+- An ONNX graph has positions for at most 32,768 tokens unless the recipe's `context` says more.
 """
 
 

@@ -17,7 +17,7 @@ TELLING_FLAGS = (
 )  # fmt: skip
 # Up to this share of the cores may be in use by others on a quiet machine.
 QUIET = 0.10
-PACKAGES = ("edgealign", "llama-cpp-python", "gguf", "torch", "transformers", "numpy")
+PACKAGES = ("edgealign", "llama-cpp-python", "gguf", "onnxruntime", "torch", "transformers", "numpy")
 
 
 def machine_card() -> dict[str, Any]:

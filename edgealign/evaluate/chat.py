@@ -135,7 +135,7 @@ def _shipped(bundles: Sequence[Path], model: Artifact) -> dict[str, Path]:
         digest = str(open_artifact(path, check_digests=False).meta.get("model_digest", ""))
         if digest != model.digest:
             reason = f"was exported from the model {digest[:12] or '(unnamed)'}, this one is {model.digest[:12]}"
-            raise InputError(path, reason, f"export it: edgealign export --target gguf --model {model.path}")
+            raise InputError(path, reason, f"export it: edgealign export --target {bundle.target} --model {model.path}")
         if label in found:
             raise InputError(path, f"is a second bundle of the kind {label}", "give each quantisation once")
         found[label] = Path(path)

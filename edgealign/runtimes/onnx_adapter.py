@@ -1,4 +1,4 @@
-"""A user's LoRA as an `.onnx_adapter` file: written from PEFT's layout, read back, in onnxruntime's own format. No torch.
+"""A user's LoRA as an `.onnx_adapter` file: from PEFT's layout to onnxruntime's own format, and back. No torch.
 
 The graph of a bundle takes every LoRA matrix as an input whose default has rank zero, so one graph serves everybody:
 `y = x W + (x A) B`. Which inputs there are, and which modules each of them packs, stands beside the graph in
@@ -6,7 +6,7 @@ The graph of a bundle takes every LoRA matrix as an input whose default has rank
 along a diagonal. The scale is in B already (`lora_weights`).
 
 The format has two numbers of its own; `model_version` holds the first 28 bits of the base model's digest, so that an
-adapter of another model is refused. Source: onnxruntime 1.31, AdapterFormat; Olive's adapter extraction uses the design.
+adapter of another model is refused. Source: onnxruntime 1.31, AdapterFormat; the design is that of Olive's adapters.
 
 Shape legend: r rank, I in features, O out features.
 """
@@ -64,7 +64,7 @@ class LoraInput:
 
 @dataclass(frozen=True)
 class OnnxAdapter:
-    """An adapter file's contents: graph input -> onnxruntime's value; `base` starts the base model's digest, or is ''."""
+    """An adapter file's contents: graph input -> onnxruntime's value; `base`: how the base's digest starts, or ''."""
 
     base: str
     values: Mapping[str, Any]

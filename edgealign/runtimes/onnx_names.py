@@ -58,7 +58,7 @@ _LFM2_KEPT = {
 
 @dataclass(frozen=True)
 class OnnxArchitecture:
-    """One architecture: `linear` names the matrices, `kept` the tensors that stay in floats, `final_norm` the last norm.
+    """One architecture: `linear` names the matrices, `kept` the tensors left in floats, `final_norm` the last norm.
 
     `plus_one`: its norms are stored as weight - 1 in the model, and as weight in the graph.
     """

@@ -98,11 +98,11 @@ class OnnxSession:
         self._check_tokens(tokens)
         for start in range(0, len(tokens), BATCH):
             rows = self._run(tokens[start : start + BATCH])
-        return rows[-1].copy()
+        return np.array(rows[-1])
 
     def step(self, token: int) -> Logits:
         self._check_tokens((token,))
-        return self._run((token,))[0]
+        return np.asarray(self._run((token,))[0])
 
     def score(self, tokens: Sequence[int]) -> Logits:
         """Logits (T, V) after each token, from an empty state; leaves the state empty."""

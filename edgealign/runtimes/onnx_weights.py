@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def stored_weights(file: Path, table: OnnxArchitecture) -> Iterator[tuple[str, bool, Floats]]:
-    """Each weight of a bundle's graph: its name in the model, is it kept in floats, its values in the model's layout."""
+    """Each weight of a bundle's graph: the model's name for it, is it kept in floats, its values as in the model."""
     import onnx_ir as ir
 
     graph = ir.load(file).graph
@@ -39,7 +39,8 @@ def stored_weights(file: Path, table: OnnxArchitecture) -> Iterator[tuple[str, b
             kept = node.op_type == "MatMul"
             tied = not any(name.startswith("model.embed_tokens.weight") for name in graph.initializers)
             yield "model.embed_tokens.weight" if tied else "lm_head.weight", kept, matrix(node)
-    for name, value in graph.initializers.items():
+    values_by_name: dict[str, Any] = dict(graph.initializers)
+    for name, value in values_by_name.items():
         hf = _kept_name(name, table)
         if hf is not None:
             values = np.asarray(value.const_value.numpy(), dtype=np.float32)

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from edgealign.artifact import Artifact, open_artifact
-from edgealign.errors import ArtifactError, CheckFailed, EdgealignError, InputError, RecipeError, ToolMissing, UsageError
+from edgealign.errors import (
+    ArtifactError,
+    CheckFailed,
+    EdgealignError,
+    InputError,
+    RecipeError,
+    ToolMissing,
+    UsageError,
+)
 from edgealign.export_recipes import QUANTS, ExportRecipe
 from edgealign.runtimes.onnx_adapter import INPUTS_FILE, read_lora_onnx
 from edgealign.runtimes.onnx_session import OnnxSession
@@ -183,7 +191,7 @@ def small_loras(base: Path, tiny_lora: TinyLora) -> dict[str, Path]:
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("name", ["lfm2-adjusted", "llama", "llama-untied", "qwen3"])
+@pytest.mark.parametrize("name", ["lfm2-adjusted", "lfm2-moe", "llama", "llama-untied", "qwen3", "gemma3"])
 def test_other_shapes_are_exported_with_a_user(
     in_process: None, small_model: Callable[[str], Path], tiny_lora: TinyLora, tmp_path: Path, name: str
 ) -> None:

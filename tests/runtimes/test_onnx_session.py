@@ -1,4 +1,4 @@
-"""onnxruntime behind the session: torch's numbers, one graph for everybody, no state across users, errors in one line."""
+"""onnxruntime behind the session: torch's numbers, one graph for everybody, no state across users."""
 
 from __future__ import annotations
 
