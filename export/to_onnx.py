@@ -105,7 +105,7 @@ def _facts(job: Job, bundle: Bundle) -> dict[str, Any]:
     config = json.loads((bundle.path / "genai_config.json").read_text(encoding="utf-8"))
     return {
         **program.facts(job, bundle, adapter_type="f32"),
-        "model_bytes": sum(file.stat().st_size for file in bundle.path.glob(f"{MODEL_FILE}*")),
+        "model_bytes": bundle.model_bytes,
         "architecture": str(config["model"]["type"]),
         "parameters": int(job.base.meta.get("parameters", 0)) or None,
         "context": int(config["model"]["context_length"]),

@@ -20,7 +20,7 @@ import numpy as np
 from edgealign.errors import ArtifactError, EdgealignError, InputError, ToolMissing, UsageError
 from edgealign.runtimes.onnx_adapter import DIGEST_DIGITS, load_onnxruntime, read_lora_onnx
 from edgealign.runtimes.probe import usable_cores
-from edgealign.runtimes.session import read_bundle
+from edgealign.runtimes.session import Bundle, read_bundle
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -45,6 +45,7 @@ class _State:
     past: str
     present: str
     buffers: tuple[Array, Array]
+    grows: bool  # a KV cache (B, heads, tokens, head size); else a convolution's (B, channels, width)
 
 
 class OnnxSession:
@@ -55,6 +56,7 @@ class OnnxSession:
         threads: None takes the cores this process may use.
         context: tokens the state can hold; None takes the model's own, at most ``DEFAULT_CONTEXT``.
         exact: quantised matrices meet activations in 32 bits; without it the graph says how, and ships with 8 bits.
+        extra_bufts: llama.cpp's; a benchmark gives it to every runtime.
     """
 
     def __init__(
@@ -64,8 +66,8 @@ class OnnxSession:
         threads: int | None = None,
         context: int | None = None,
         exact: bool = False,
+        extra_bufts: bool | None = None,
         check_digests: bool = True,
-        **_: Any,
     ) -> None:
         path = Path(path)
         self.file = path if path.suffix == ".onnx" else read_bundle(path, check_digests=check_digests).model_file
@@ -92,7 +94,7 @@ class OnnxSession:
         self._adapters: collections.OrderedDict[tuple[str, int, int], Mapping[str, Any]] = collections.OrderedDict()
         self._bindings: list[Any] = []
         self._bind({})
-        self._filled = self._turn = 0
+        self._filled = self._touched = self._turn = 0
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         self._check_tokens(tokens)
@@ -117,11 +119,11 @@ class OnnxSession:
         self.reset()
 
     def reset(self) -> None:
-        """Empty the state. Every buffer is overwritten, so that nothing of a user stays behind."""
+        """Empty the state. Whatever was written is overwritten, so that nothing of a user stays behind."""
         for state in self._states:
             for buffer in state.buffers:
-                buffer.fill(0)
-        self._filled = self._turn = 0
+                (buffer[:, :, : self._touched] if state.grows else buffer).fill(0)
+        self._filled = self._touched = self._turn = 0
 
     def close(self) -> None:
         self._bindings.clear()
@@ -144,12 +146,11 @@ class OnnxSession:
         """Facts for parity and benchmarks; field names follow llama-bench where it has one."""
         model, template = self._config["model"], self.file.with_name(TEMPLATE)
         eos = model["eos_token_id"]
-        sizes = [file.stat().st_size for file in self.file.parent.glob(f"{self.file.name}*")]
         return {
             "runtime": "onnxruntime",
             "version": str(self._runtime.__version__),
             "model_type": str(model["type"]),
-            "model_size": sum(sizes),
+            "model_size": Bundle(self.file.parent, "onnx", "", self.file, {}).model_bytes,
             "n_ctx": self.context,
             "n_batch": BATCH,
             "n_ubatch": BATCH,
@@ -193,13 +194,14 @@ class OnnxSession:
                 shape = [size if isinstance(size, int) else 0 for size in entry.shape]
                 shape[0] = 1
                 grows = "key" in kind or "value" in kind
-                if grows:  # (B, heads, tokens, head size)
+                if grows:
                     shape[2:] = [self.context, shape[3] or int(decoder["head_size"])]
                 if 0 in shape:
                     raise ArtifactError(self.file, f"its state {entry.name} has no fixed shape", "export it again")
                 buffer = np.zeros(shape, dtype=TYPES[entry.type])
                 present = outputs[kind.replace("past_", "present_")] % layer
-                states.append(_State(entry.name, present, (buffer, buffer if grows else np.zeros_like(buffer))))
+                other = buffer if grows else np.zeros_like(buffer)
+                states.append(_State(entry.name, present, (buffer, other), grows))
         return states
 
     def _bind(self, adapter: Mapping[str, Any]) -> None:
@@ -228,6 +230,7 @@ class OnnxSession:
         if self._positions in self._inputs:
             _bind_array(binding.bind_input, self._positions, self._places[:, self._filled : self._filled + count])
         _bind_array(binding.bind_output, self._logits, logits)
+        self._touched = self._filled + count
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as above

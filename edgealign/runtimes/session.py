@@ -83,6 +83,11 @@ class Bundle:
     model_file: Path
     adapters: Mapping[str, Path]
 
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model: its file, and the weights that an ONNX graph keeps in a file beside it."""
+        return sum(file.stat().st_size for file in self.model_file.parent.glob(f"{self.model_file.name}*"))
+
 
 def read_bundle(path: str | Path, *, check_digests: bool = True) -> Bundle:
     """Open a bundle directory: its manifest is checked, its files are not loaded."""

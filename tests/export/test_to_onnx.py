@@ -112,7 +112,10 @@ def scale_the_adapter_twice(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def keep_the_convolutions_state(monkeypatch: pytest.MonkeyPatch) -> str:
     def reset(session: OnnxSession) -> None:
-        session._filled = 0
+        for state in session._states:
+            if state.grows:
+                state.buffers[0].fill(0)
+        session._filled = session._touched = session._turn = 0
 
     monkeypatch.setattr(OnnxSession, "reset", reset)
     return "state.second_conversation"
