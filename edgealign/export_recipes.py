@@ -11,7 +11,7 @@ from edgealign.recipe import option
 # Each target's own names; the one in DEFAULT_QUANT is what `auto` means.
 QUANTS: Mapping[str, tuple[str, ...]] = {
     "gguf": ("f32", "f16", "q8_0", "q4_0", "q4_k_m"),
-    "onnx": ("fp32", "int8", "int4"),
+    "onnx": ("fp32", "int8", "int4", "int4_k"),
 }
 DEFAULT_QUANT: Mapping[str, str] = {"gguf": "q4_0", "onnx": "int4"}
 

@@ -23,6 +23,7 @@ MEANING = {
     "f32": "every bit; for proofs", "f16": "half the size", "q8_0": "nearly lossless",
     "q4_0": "smallest, quickest on a CPU", "q4_k_m": "4 bits with more care",
     "fp32": "every bit; for proofs", "int8": "nearly lossless", "int4": "smallest; 8 bits for the head",
+    "int4_k": "4 bits with more care",
 }
 # transformers' own GGUF reader, the second opinion on the tensor map, knows these.
 READ_BACK = {"lfm2": "transformers", "llama": "transformers", "qwen3": "transformers", "gemma3_text": "transformers"}

@@ -35,7 +35,7 @@ from edgealign.runtimes.session import Bundle
 
 MODEL_FILE = "model.onnx"
 # Bytes per weight: the builder's graph and ours stand side by side, in 32 bits or beside a 32-bit pair.
-PER_WEIGHT = {"fp32": 8.2, "int8": 10.5, "int4": 9.5}
+PER_WEIGHT = {"fp32": 8.2, "int8": 10.5, "int4": 9.5, "int4_k": 9.5}
 
 
 def export(

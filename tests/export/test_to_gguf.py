@@ -201,7 +201,7 @@ def test_gate_fields_come_from_the_recipe_and_unknown_ones_are_refused() -> None
 def test_every_shipped_recipe_is_valid(recipe: Path) -> None:
     from edgealign.recipe import load
 
-    assert load(ExportRecipe, recipe, {}).quant == recipe.stem.removeprefix("gguf-")
+    assert load(ExportRecipe, recipe, {}).quant == recipe.stem.partition("-")[2]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from edgealign.errors import (
 from edgealign.export_recipes import QUANTS, ExportRecipe
 from edgealign.runtimes.onnx_adapter import INPUTS_FILE, read_lora_onnx
 from edgealign.runtimes.onnx_session import OnnxSession
+from edgealign.runtimes.session import read_bundle
 
 TinyLora = Callable[..., Path]
 QUICK = ("prompt_lengths=1,2,9", "steps=2", "windows=2", "window_tokens=24", "threads=1")
@@ -78,7 +79,9 @@ def test_a_quantised_bundle_with_two_users_is_published_with_its_proofs(
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize(("quant", "per_weight"), [("fp32", 4.0), ("int8", 9 / 8), ("int4", 5 / 8)])
+@pytest.mark.parametrize(
+    ("quant", "per_weight"), [("fp32", 4.0), ("int8", 9 / 8), ("int4", 5 / 8), ("int4_k", 5.1 / 8)]
+)
 def test_the_tied_head_is_stored_once_in_the_models_own_quantisation(
     onnx_bundle: Callable[[str], Path], tiny_model: Path, quant: str, per_weight: float
 ) -> None:
@@ -86,16 +89,39 @@ def test_the_tied_head_is_stored_once_in_the_models_own_quantisation(
     import onnx_ir as ir
 
     bundle = onnx_bundle(quant)
+    assert read_bundle(bundle).model_bytes > (bundle / "model.onnx.data").stat().st_size
     config = json.loads((tiny_model / "config.json").read_text(encoding="utf-8"))
     head = config["vocab_size"] * config["hidden_size"]
     weights = open_artifact(tiny_model).meta["parameters"]
     graph = ir.load(bundle / "model.onnx").graph
     rows = 2 * 4 * config["max_position_embeddings"] * config["hidden_size"] // config["num_attention_heads"] // 2
-    allowed = per_weight * weights + (head / 2 if quant == "int4" else 0) + rows
+    allowed = per_weight * weights + (head / 2 if "int4" in quant else 0) + rows
     assert (bundle / "model.onnx.data").stat().st_size < 1.1 * allowed
     big = [value.name for value in graph.initializers.values() if value.const_value.size >= head / 2
            and tuple(value.const_value.shape)[:1] == (config["vocab_size"],)]  # fmt: skip
     assert len([name for name in big if "scale" not in name and "zp" not in name]) <= 1
+
+
+@pytest.mark.runtime
+def test_int4_holds_exactly_what_was_trained_on_the_q4_0_grid(onnx_tools: None) -> None:
+    """`sft --qat q4_0` publishes such weights; the shipped starter is one of them."""
+    import onnx_ir as ir
+    import torch
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    from edgealign.runtimes.onnx_weights import matrix
+    from edgealign.train.qat import to_grid
+
+    weight = to_grid(torch.randn(48, 64, generator=torch.Generator().manual_seed(0))).numpy()
+    x, y = (ir.val(name, ir.DataType.FLOAT, shape) for name, shape in (("x", (1, 64)), ("y", (1, 48))))
+    stored = ir.val("w", const_value=ir.tensor(weight.T.copy(), name="w"))
+    node = ir.Node("", "MatMul", [x, stored], outputs=[y], name="product")
+    graph = ir.Graph([x], [y], nodes=[node], initializers=[stored], opset_imports={"": 21}, name="one")
+    proto = ir.to_proto(ir.Model(graph, ir_version=10))
+    quantizer = MatMulNBitsQuantizer(proto, bits=4, block_size=32, is_symmetric=True)
+    quantizer.process()
+    rounded = next(node for node in ir.from_proto(quantizer.model.model).graph if node.op_type == "MatMulNBits")
+    assert (matrix(rounded) == weight).all()
 
 
 def scale_the_adapter_twice(monkeypatch: pytest.MonkeyPatch) -> str:
