@@ -93,8 +93,8 @@ def build(model: Path, out: Path, *, quant: str, context: int | None) -> None:
             check_extra_options("", str(view), str(out), precision, "cpu", cache, options)
             _flatten_rotary(options["hf_details"]["hf_config"])
             create_model("", str(view), str(out), precision, "cpu", cache, **options)
-        except (ValueError, NotImplementedError, AttributeError, KeyError) as error:
-            reason = f"cannot be built as {quant} by onnxruntime-genai ({error})"
+        except Exception as error:  # of any kind: the builder reads a model's config field by field
+            reason = f"cannot be built as {quant} by onnxruntime-genai ({type(error).__name__}: {error})"
             raise InputError(model, reason, "export it with --target gguf") from error
     _remove(view)
     _remove(Path(cache))

@@ -249,6 +249,22 @@ def test_what_the_target_does_not_do_is_refused(
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.runtime
+def test_what_the_builder_cannot_build_is_one_line_and_leaves_nothing(
+    onnx_tools: None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime_genai.models.builder as builder
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no such rotary embedding")
+
+    monkeypatch.setattr(builder, "create_model", refuse)
+    message = r"cannot be built as int8 by onnxruntime-genai \(RuntimeError: no such rotary embedding\); export it with"
+    with pytest.raises(InputError, match=message):
+        export(tiny_model, tmp_path / "bundle", quant="int8", exact_gate=False)
+    assert leftovers(tmp_path) == []
+
+
 def test_an_unknown_architecture_is_refused(onnx_tools: None, tmp_path: Path, tiny_model: Path) -> None:
     import shutil
 
