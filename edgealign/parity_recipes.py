@@ -33,8 +33,10 @@ class VerifyRecipe:
         1e-4, help="F32 file, F32 cache: largest logit difference", gt=0, unit="logit", source=_MEASURED
     )
     default_tolerance: float = option(
-        5e-3, help="F32 file, the runtime's own F16 cache: largest difference, for logits up to 4, in proportion above",
+        1e-2, help="F32 file, the runtime's own F16 cache: largest difference, for logits up to 4, in proportion above",
         gt=0, unit="logit",
+        source="measured on trained starters: keys and values rounded in torch alone 0.002; llama.cpp, which rounds "
+        "queries and attention weights too, 0.005",
     )
     state_tolerance: float = option(
         0.05, help="quantised file: largest difference between two ways to feed one prompt, in standard "
