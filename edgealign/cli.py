@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edgealign import __version__, cli_chat, cli_eval, cli_options, stages
+from edgealign import __version__, cli_chat, cli_data, cli_eval, cli_options, stages
 from edgealign.cli_options import (
     AdapterOption,
     ConfigOption,
@@ -25,7 +25,7 @@ from edgealign.cli_options import (
     emit,
     takes_recipe,
 )
-from edgealign.errors import CheckFailed, EdgealignError, RecipeError, writing
+from edgealign.errors import EdgealignError, RecipeError, writing
 
 app = typer.Typer(
     name="edgealign",
@@ -35,9 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Look at training data before it is used.", no_args_is_help=True, rich_markup_mode=None)
 config_app = typer.Typer(help="Print what can be configured.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
 app.add_typer(config_app, name="config")
 app.add_typer(cli_eval.app, name="eval")
 
@@ -45,7 +44,6 @@ DataOption = Annotated[list[str], typer.Option("--data", help="data file, direct
 ValidOption = Annotated[
     list[str] | None, typer.Option("--valid", help="held-out data; without it a share of --data is held out")
 ]
-MapOption = Annotated[list[str] | None, typer.Option("--map", help="theirs=ours, a column by another name")]
 
 
 def main() -> None:
@@ -103,89 +101,6 @@ def run(
     emit(result, json=json, text=cli_options.run_text)
 
 
-@data_app.command("check")
-def data_check(
-    file: Annotated[str, typer.Argument(help="data file, directory or hub id")],
-    model: Annotated[str | None, typer.Option("--model", help="count tokens with this model's tokenizer")] = None,
-    context: Annotated[int | None, typer.Option("--context", help="context length in tokens")] = None,
-    map: MapOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Count rows, list every bad one, report length bias, duplicates and foreign templates."""
-    from edgealign.data.check import check, render
-
-    report = check(file, model=model, mapping=cli_options.pairs(map, "--map"), context=context)
-    emit(report, json=json, text=render)
-    if report["bad_rows"]:
-        raise CheckFailed(file, f"{len(report['bad_rows'])} bad rows", "mend them, or train with --skip-bad N")
-
-
-@data_app.command("synth")
-@takes_recipe("synth")
-def data_synth(
-    *,
-    out: OutOption,
-    config: ConfigOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    overrides: Overrides,
-) -> None:
-    """Write the generated practice data: conversations, pairs and three users with planted tastes."""
-    cli_options.run_stage("synth", overrides, config, dry_run, json, out=out)
-
-
-@data_app.command("prepare")
-@takes_recipe("prepare")
-def data_prepare(
-    source: Annotated[list[str], typer.Argument(help="data files, directories or hub ids")],
-    *,
-    out: OutOption,
-    map: MapOption = None,
-    config: ConfigOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    overrides: Overrides,
-) -> None:
-    """Collect, filter and split rows of any readable form into train.jsonl and valid.jsonl."""
-    cli_options.run_stage(
-        "prepare", overrides, config, dry_run, json, sources=source, mapping=cli_options.pairs(map, "--map"), out=out
-    )
-
-
-@data_app.command("reading")
-@takes_recipe("reading")
-def data_reading(
-    source: Annotated[list[str], typer.Argument(help="stories in plain English: data files or directories")],
-    *,
-    out: OutOption,
-    config: ConfigOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    overrides: Overrides,
-) -> None:
-    """Ask questions about short passages of stories by rule, answered in the passages' own words."""
-    cli_options.run_stage("reading", overrides, config, dry_run, json, sources=source, out=out)
-
-
-@data_app.command("styles")
-@takes_recipe("styles")
-def data_styles(
-    source: Annotated[list[str] | None, typer.Argument(help="data files, directories or hub ids")] = None,
-    *,
-    out: OutOption,
-    map: MapOption = None,
-    config: ConfigOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    overrides: Overrides,
-) -> None:
-    """Make answers in seven styles, each under a system turn that asks for it, from real conversations."""
-    cli_options.run_stage(
-        "styles", overrides, config, dry_run, json,
-        sources=source or [], mapping=cli_options.pairs(map, "--map"), out=out,
-    )
-
-
 @app.command()
 @takes_recipe("init")
 def init(
@@ -204,25 +119,6 @@ def init(
     if shape is not None:
         overrides["shape"] = shape
     cli_options.run_stage("init", overrides, config, dry_run, json, text=text or [], out=out)
-
-
-@data_app.command("answers")
-@takes_recipe("own_answers")
-def data_answers(
-    source: Annotated[list[str] | None, typer.Argument(help="conversations whose prompts are asked")] = None,
-    *,
-    model: ModelOption,
-    bundle: Annotated[Path | None, typer.Option("--bundle", help="an export of the model to generate with")] = None,
-    out: OutOption,
-    config: ConfigOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    overrides: Overrides,
-) -> None:
-    """A model's own answers to the prompts, the best of a few that pass the rules: to make it surer of itself."""
-    cli_options.run_stage(
-        "own_answers", overrides, config, dry_run, json, model=model, sources=source or [], bundle=bundle, out=out
-    )
 
 
 @app.command()

@@ -43,5 +43,8 @@ def built_in(source: str | Path) -> Path | None:
 
 
 def home() -> Path:
-    """Where the built-in models lie: inside the package, in a checkout and in a wheel alike."""
-    return Path(str(resources.files("edgealign")))
+    """Where the built-in models lie: inside the package, in a checkout and in a wheel alike.
+
+    Resolved, since an export program sees the package through a link that is gone when its message is read.
+    """
+    return Path(str(resources.files("edgealign"))).resolve()

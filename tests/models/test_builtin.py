@@ -142,3 +142,22 @@ def _network(folder: Path):  # type: ignore[no-untyped-def]
     from edgealign.models.load import load_model
 
     return load_model(folder)
+
+
+def test_a_package_seen_through_a_link_names_the_folder_that_stays(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    import edgealign
+
+    package = Path(edgealign.__file__).resolve().parent
+    (tmp_path / "edgealign").symlink_to(package)
+    code = "import edgealign; from edgealign.models.builtin import home; print(edgealign.__file__, home(), sep='|')"
+    said = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    through, found = said.stdout.strip().split("|")
+    assert through.startswith(str(tmp_path))  # or this would prove nothing
+    assert found == str(package)
