@@ -12,8 +12,9 @@ from edgealign.recipe import option
 QUANTS: Mapping[str, tuple[str, ...]] = {
     "gguf": ("f32", "f16", "q8_0", "q4_0", "q4_k_m"),
     "onnx": ("fp32", "int8", "int4", "int4_k"),
+    "executorch": ("fp32", "8da4w"),
 }
-DEFAULT_QUANT: Mapping[str, str] = {"gguf": "q4_0", "onnx": "int4"}
+DEFAULT_QUANT: Mapping[str, str] = {"gguf": "q4_0", "onnx": "int4", "executorch": "8da4w"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,8 @@ class ExportRecipe:
     """Knobs of an export. The target, the model, its adapters and the calibration text are arguments, not knobs."""
 
     quant: str = option(
-        "auto", help="type of the stored weights, by the target's name for it; auto is q4_0 (gguf) or int4 (onnx)",
-        choices=(*QUANTS["gguf"], *QUANTS["onnx"], "auto"), source="4 bits are the smallest and the quickest on a CPU",
+        "auto", help="type of the stored weights, by the target's name for it; auto is q4_0 (gguf), int4 (onnx) or 8da4w (executorch)",
+        choices=(*dict.fromkeys(name for names in QUANTS.values() for name in names), "auto"), source="4 bits are the smallest and the quickest on a CPU",
     )
     adapter_type: str = option(
         "auto", help="type of the adapters' weights; auto is f16 beside a GGUF model of 16 bits and less, else f32",

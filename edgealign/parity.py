@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Which gates a quantisation answers to: 32 bit exactly, the others as distributions.
 BITS: Mapping[str, int] = {
     "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8, "q6_k": 8, "q5_k_m": 4, "q4_0": 4, "q4_k_m": 4, "iq4_xs": 4,
-    "fp32": 32, "int8": 8, "int4": 4, "int4_k": 4,
+    "fp32": 32, "int8": 8, "int4": 4, "int4_k": 4, "8da4w": 4,
 }  # fmt: skip
 
 

@@ -39,6 +39,7 @@ class Target:
 TARGETS: dict[str, Target] = {
     "gguf": Target("to_gguf.py", "gguf", "llama.cpp and everything built on it"),
     "onnx": Target("to_onnx.py", "onnx", "onnxruntime and onnxruntime-genai"),
+    "executorch": Target("to_executorch.py", "executorch", "phones: XNNPACK on their CPUs"),
 }
 PACKAGE = Path(edgealign.__file__).resolve().parent
 

@@ -35,14 +35,15 @@ RUNTIMES = Registry(
         "torch": "edgealign.runtimes.torch_session:TorchSession",
         "llama.cpp": "edgealign.runtimes.llamacpp:LlamaSession",
         "onnxruntime": "edgealign.runtimes.onnx_session:OnnxSession",
+        "executorch": "edgealign.runtimes.executorch_session:ExecutorchSession",
         "scripted": "edgealign.runtimes.scripted:ScriptedSession",
     },
 )
 
 # What a bundle's manifest calls its target, and the runtime that opens it.
-TARGET_RUNTIMES: Mapping[str, str] = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
+TARGET_RUNTIMES: Mapping[str, str] = {"gguf": "llama.cpp", "onnx": "onnxruntime", "executorch": "executorch"}
 # A model file that is opened without a manifest beside it.
-FILE_RUNTIMES: Mapping[str, str] = {".gguf": "llama.cpp", ".onnx": "onnxruntime"}
+FILE_RUNTIMES: Mapping[str, str] = {".gguf": "llama.cpp", ".onnx": "onnxruntime", ".pte": "executorch"}
 
 
 @runtime_checkable
