@@ -9,7 +9,8 @@ wrong rotary base or a wrong order of convolution parts stands out.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +72,14 @@ def _pairs(file: Path, folder: Path) -> Iterator[tuple[str, bool, Floats, Floats
         opened = safe_open(str(part), framework="pt")
         names: list[str] = opened.keys()  # type: ignore[no-untyped-call]
         where.update(dict.fromkeys(names, opened))
-    read = _read_onnx if file.suffix == ".onnx" else _read_gguf
+    read = {".onnx": _read_onnx, ".pte": _read_executorch}.get(file.suffix, _read_gguf)
     for name, kept, values in read(file, config, where):
         own = where[name].get_tensor(name).float().numpy()
         # Tensors in 32 bits come as read-only pages of the file.
         yield name, kept, np.require(values.reshape(own.shape), np.float32, ["C", "W"]), own
 
 
-def _read_gguf(file: Path, config: dict[str, Any], known: Container[str]) -> Iterator[tuple[str, bool, Floats]]:
+def _read_gguf(file: Path, config: dict[str, Any], known: Mapping[str, Any]) -> Iterator[tuple[str, bool, Floats]]:
     """The tensors of a GGUF file that the model knows, in its layout."""
     from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
@@ -98,7 +99,7 @@ def _read_gguf(file: Path, config: dict[str, Any], known: Container[str]) -> Ite
         yield row.hf, tensor.tensor_type == GGMLQuantizationType.F32, _undo(row.rule, values, config)
 
 
-def _read_onnx(file: Path, config: dict[str, Any], known: Container[str]) -> Iterator[tuple[str, bool, Floats]]:
+def _read_onnx(file: Path, config: dict[str, Any], known: Mapping[str, Any]) -> Iterator[tuple[str, bool, Floats]]:
     """The weights of an ONNX graph that the model knows."""
     from edgealign.runtimes import onnx_names
     from edgealign.runtimes.onnx_weights import stored_weights
@@ -106,6 +107,18 @@ def _read_onnx(file: Path, config: dict[str, Any], known: Container[str]) -> Ite
     for name, kept, values in stored_weights(file, onnx_names.architecture(str(config["model_type"]))):
         if name in known:
             yield name, kept, values
+
+
+def _read_executorch(file: Path, config: dict[str, Any], where: Mapping[str, Any]) -> Iterator[tuple[str, bool, Floats]]:
+    """The weights of an ExecuTorch program that the model knows."""
+    from edgealign.runtimes import executorch_names
+    from edgealign.runtimes.executorch_weights import stored_weights
+
+    def load(name: str) -> Floats:
+        return np.asarray(where[name].get_tensor(name).float().numpy(), dtype=np.float32)
+
+    own = {name: functools.partial(load, name) for name in where}
+    yield from stored_weights(file, executorch_names.architecture(str(config["model_type"])), own)
 
 
 def _undo(rule: str, values: Floats, config: dict[str, Any]) -> Floats:
