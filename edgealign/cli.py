@@ -26,6 +26,7 @@ from edgealign.cli_options import (
     takes_recipe,
 )
 from edgealign.errors import EdgealignError, RecipeError, writing
+from edgealign.progress import hush_libraries
 
 app = typer.Typer(
     name="edgealign",
@@ -50,6 +51,7 @@ def main() -> None:
     """Run the command line; every expected failure is one line on stderr and its exit code."""
     # Threads that wait without spinning: a neighbour on the same cores then costs its share, not ten times it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    hush_libraries()
     try:
         with writing(Path.cwd()):
             app(standalone_mode=False)
@@ -260,7 +262,7 @@ def personalize(
 @takes_recipe("export")
 def export(
     *,
-    target: Annotated[str, typer.Option("--target", help="gguf or onnx")],
+    target: Annotated[str, typer.Option("--target", help="gguf, onnx or executorch")],
     model: ModelOption,
     out: OutOption,
     adapter: AdapterOption = None,

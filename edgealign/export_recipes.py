@@ -22,8 +22,10 @@ class ExportRecipe:
     """Knobs of an export. The target, the model, its adapters and the calibration text are arguments, not knobs."""
 
     quant: str = option(
-        "auto", help="type of the stored weights, by the target's name for it; auto is q4_0 (gguf), int4 (onnx) or 8da4w (executorch)",
-        choices=(*dict.fromkeys(name for names in QUANTS.values() for name in names), "auto"), source="4 bits are the smallest and the quickest on a CPU",
+        "auto", choices=(*dict.fromkeys(name for names in QUANTS.values() for name in names), "auto"),
+        help="type of the stored weights, by the target's name for it; "
+        f"auto is {', '.join(f'{name} ({target})' for target, name in DEFAULT_QUANT.items())}",
+        source="4 bits are the smallest and the quickest on a CPU",
     )
     adapter_type: str = option(
         "auto", help="type of the adapters' weights; auto is f16 beside a GGUF model of 16 bits and less, else f32",

@@ -109,7 +109,9 @@ def _read_onnx(file: Path, config: dict[str, Any], known: Mapping[str, Any]) -> 
             yield name, kept, values
 
 
-def _read_executorch(file: Path, config: dict[str, Any], where: Mapping[str, Any]) -> Iterator[tuple[str, bool, Floats]]:
+def _read_executorch(
+    file: Path, config: dict[str, Any], where: Mapping[str, Any]
+) -> Iterator[tuple[str, bool, Floats]]:
     """The weights of an ExecuTorch program that the model knows."""
     from edgealign.runtimes import executorch_names
     from edgealign.runtimes.executorch_weights import stored_weights

@@ -5,6 +5,7 @@ A bar appears once a loop has run for two seconds; without a terminal it is a pl
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -30,6 +31,12 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def hush_libraries() -> None:
+    """Drop what torchao says when PEFT or ExecuTorch imports it: its GPU kernels are missing, its enums odd."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).addFilter(_is_an_error)
+
+
 def track(iterable: Iterable[T], *, total: int | None = None, label: str) -> Iterator[T]:
     """Yield the items and show how far the loop is."""
     if total is None and isinstance(iterable, Sized):
@@ -38,6 +45,10 @@ def track(iterable: Iterable[T], *, total: int | None = None, label: str) -> Ite
         for item in iterable:
             yield item
             advance(1, "")
+
+
+def _is_an_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Write one ExecuTorch program for XNNPACK: `forward` without a user and `adapted` with one, over the same weights.
 
 `forward(tokens, input_pos)` is what ExecuTorch's own runner calls; `adapted(tokens, input_pos, A, B, A, B, ...)` takes
-a user's matrices in the order of `adapter_inputs.json`. The weights lie in the file once; the state is each method's own.
+a user's matrices in the order of `adapter_inputs.json`. The weights lie in the file once.
 
 Shape legend: T tokens, I in features, O out features, r rank.
 """
@@ -9,7 +9,7 @@ Shape legend: T tokens, I in features, O out features, r rank.
 from __future__ import annotations
 
 import contextlib
-import io
+import json
 import logging
 import os
 import warnings
@@ -104,7 +104,7 @@ def _lower(programs: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
             extract_delegate_segments=True, do_quant_fusion_and_const_prop=True,
             memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
             sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
-        )  # fmt: skip
+        )
     )
 
 
@@ -121,8 +121,6 @@ def _facts(model: Path, net: Any, config: Mapping[str, Any], context: int, batch
 
 def _ends(model: Path, config: Mapping[str, Any], tokenizer: Any) -> list[int]:
     """The ids that end a turn: the generation config's, else the tokenizer's."""
-    import json
-
     file = model / "generation_config.json"
     stated = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     stated = tokenizer.eos_token_id if stated is None else stated

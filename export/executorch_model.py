@@ -47,7 +47,8 @@ class AdaptedLinear(nn.Module):
         self.pair: Pair | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) if self.pair is None else self.base(x) + low_rank(x, self.pair)
+        y: Tensor = self.base(x)
+        return y if self.pair is None else y + low_rank(x, self.pair)
 
 
 class ShortConv(nn.Module):
@@ -96,7 +97,8 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         row: Any = self.row
-        return x * torch.rsqrt(nn.functional.linear(x * x, row) + self.eps) * self.weight
+        scaled: Tensor = x * torch.rsqrt(nn.functional.linear(x * x, row) + self.eps) * self.weight
+        return scaled
 
 
 class Program(nn.Module):
@@ -156,7 +158,8 @@ def build(model: Path, table: ExecutorchArchitecture, config: Mapping[str, Any],
     for name, value in tensors.items():
         places = table.targets(name)
         if not places:
-            raise InputError(model, f"holds {name}, which ExecuTorch's definition has no place for", "see export/README.md")
+            reason = f"holds {name}, which ExecuTorch's definition has no place for"
+            raise InputError(model, reason, "export it with --target gguf")
         placed.update(zip(places, torch.chunk(value, len(places)), strict=True))
     missing, surplus = net.load_state_dict(placed, strict=False)
     if surplus or [name for name in missing if name.endswith("weight")]:
@@ -191,7 +194,8 @@ def round_weights(net: nn.Module, model: Path) -> None:
     embed: Any = get_quant_embedding_transform("8,0", False, quantize_with_hqq=False)
     embed(net)
     block = Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4, weight_granularity=PerGroup(GROUP), intx_choose_qparams_algorithm="hqq_scale_only"
+        weight_dtype=torch.int4,  # type: ignore[attr-defined]  # torch has it, its stubs do not
+        weight_granularity=PerGroup(GROUP), intx_choose_qparams_algorithm="hqq_scale_only",
     )
     quantize_(net, block, filter_fn=in_block)
     head = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))

@@ -23,7 +23,7 @@ from edgealign.export_recipes import QUANTS, ExportRecipe, resolve
 from edgealign.models.lint import lint
 from edgealign.models.load import check_safetensors, load_tokenizer
 from edgealign.parity_recipes import VerifyRecipe
-from edgealign.progress import say
+from edgealign.progress import hush_libraries, say
 from edgealign.runtimes.lora_weights import require_base
 from edgealign.runtimes.session import Bundle
 
@@ -187,6 +187,7 @@ def require_space(base: Artifact, folder: Path, *, per_weight: float) -> None:
 def main(argv: Sequence[str] | None, *, target: str, what: str, export: Callable[..., Artifact]) -> int:
     """Run a program; returns the exit status: 0 done, 1 a check failed, 2 wrong use, 3 a tool is missing."""
     arguments = _parse(argv, target, what)
+    hush_libraries()
     try:
         adapters = {}
         for entry in arguments.adapter:

@@ -68,6 +68,8 @@ def export(
 
 def _fill(job: Job, draft: Draft) -> None:
     """Make and verify the 32-bit bundle beside the draft, then what was asked for inside it."""
+    from runner_check import check_runner
+
     if job.recipe.quant != "fp32" and job.recipe.exact_gate:
         scratch = draft.dir / ".float32"
         scratch.mkdir()
@@ -75,6 +77,9 @@ def _fill(job: Job, draft: Draft) -> None:
         shutil.rmtree(scratch)
     bundle = _make(job, job.recipe, draft.dir, draft)
     program.gate(job, "", bundle, draft)
+    found = check_runner(bundle, threads=job.gate.threads)
+    draft.checks.extend(found)
+    program.require(found)
     draft.meta.update(program.facts(job, bundle, adapter_type="f32"), model_bytes=bundle.model_bytes)
 
 

@@ -184,3 +184,76 @@ def onnx_bundle(
         return out
 
     return make
+
+
+@pytest.fixture(scope="session")
+def executorch_tools() -> None:
+    """Where executorch is not installed, a test is skipped; in CI that is a failure."""
+    from importlib.util import find_spec
+
+    if find_spec("executorch") is None:
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail("CI needs the executorch extra")
+        pytest.skip("needs pip install 'edgealign[executorch]'")
+
+
+@pytest.fixture(scope="session")
+def short_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published LFM2 of three layers, because each of them takes ExecuTorch's compiler seconds. Do not change it."""
+    from transformers import Lfm2Config
+
+    from edgealign.artifact import publish
+    from edgealign.models.create import write_model
+    from edgealign.models.tokenizer import train_tokenizer
+
+    out = tmp_path_factory.mktemp("short") / "model"
+    config = Lfm2Config(
+        vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False,
+        max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=7,
+    )  # fmt: skip
+    tokenizer = train_tokenizer([], vocab_size=400, context=256, max_bytes=100_000)
+    with publish(out, kind="model", format="huggingface", stage="test", recipe={}) as draft:
+        write_model(draft.dir, config, tokenizer, seed=2, dtype="float32", norm_noise=0.2)
+    return out
+
+
+@pytest.fixture(scope="session")
+def executorch_bundle(
+    executorch_tools: None, short_model: Path, tiny_lora: TinyLora, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Factory of unverified ExecuTorch bundles of `short_model` by quantisation, with users ana and ben; made once."""
+    import shutil
+    import sys
+
+    from edgealign.artifact import open_artifact, publish
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "export"))
+    made: dict[str, Path] = {}
+
+    def make(quant: str) -> Path:
+        if quant in made:
+            return made[quant]
+        from executorch_lower import write_program
+
+        from edgealign.runtimes.executorch_adapter import write_lora_executorch
+
+        out = tmp_path_factory.mktemp("bundle") / f"short-{quant}"
+        base = open_artifact(short_model)
+        with publish(out, kind="bundle", format="executorch", stage="test", recipe={"quant": quant}) as draft:
+            lowered = write_program(short_model, draft.dir / "model.pte", quant=quant, digest=base.digest)
+            users = {}
+            for seed, user in enumerate(("ana", "ben"), start=1):
+                file = f"adapters/{user}.safetensors"
+                adapter = tiny_lora(seed=seed, base=short_model, rank=3 + seed, rslora=seed == 2)
+                write_lora_executorch(adapter, draft.dir / file, inputs=lowered.inputs)
+                users[user] = {"file": file, "digest": ""}
+            for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+                shutil.copy(short_model / name, draft.dir / name)
+            draft.meta.update(
+                target="executorch", quant=quant, model_file="model.pte", adapters=users, model_digest=base.digest
+            )
+        made[quant] = out
+        return out
+
+    return make

@@ -1,4 +1,4 @@
-"""A user's LoRA as the matrices that an ExecuTorch program takes: a safetensors file, its writer and its reader. No torch.
+"""A user's LoRA as the matrices that an ExecuTorch program takes: a safetensors file, written and read without torch.
 
 The program's method `adapted` takes A (1, I, r) and B (1, r, O) of every adaptable matrix, in the order of
 `adapter_inputs.json` and all of one rank; the scale is in B already (`lora_weights`). The file holds the matrices that

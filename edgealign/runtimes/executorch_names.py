@@ -54,7 +54,7 @@ _QWEN3 = {
 
 @dataclass(frozen=True)
 class ExecutorchArchitecture:
-    """One architecture: `layer` maps a layer's modules, `final_norm` is the last norm; `qk_norm`: norms in attention."""
+    """One architecture: `layer` maps a layer's modules; `qk_norm`: its attention norms queries and keys."""
 
     model_type: str
     layer: Mapping[str, tuple[str, ...]]

@@ -239,7 +239,8 @@ def _load_runtime(threads: int) -> Any:
         raise ToolMissing("executorch", reason, "pip install 'edgealign[executorch]'") from error
     from executorch.extension.pybindings import portable_lib
 
-    portable_lib._unsafe_reset_threadpool(threads)
+    with _hushed():
+        portable_lib._unsafe_reset_threadpool(threads)
     return Runtime.get()
 
 

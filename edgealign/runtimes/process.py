@@ -24,6 +24,7 @@ import numpy as np
 
 import edgealign.errors
 from edgealign.errors import EdgealignError
+from edgealign.progress import hush_libraries
 
 if TYPE_CHECKING:
     from edgealign.runtimes.session import Logits
@@ -167,6 +168,7 @@ def main() -> None:
     # Native code may print on descriptor 1; the answers get one of their own.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    hush_libraries()
     session: Any = None
     for line in sys.stdin.buffer:
         name, *arguments = json.loads(line)
