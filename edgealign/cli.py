@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edgealign import __version__, cli_chat, cli_data, cli_eval, cli_options, stages
+from edgealign import __version__, cli_bench, cli_chat, cli_data, cli_eval, cli_options, stages
 from edgealign.cli_options import (
     AdapterOption,
     ConfigOption,
@@ -40,6 +40,9 @@ config_app = typer.Typer(help="Print what can be configured.", no_args_is_help=T
 app.add_typer(cli_data.app, name="data")
 app.add_typer(config_app, name="config")
 app.add_typer(cli_eval.app, name="eval")
+app.add_typer(
+    cli_bench.app, name="bench", help="Measure prefill, decode, time to first token, load, memory and adapter swap."
+)
 
 DataOption = Annotated[list[str], typer.Option("--data", help="data file, directory or hub id; repeatable")]
 ValidOption = Annotated[
@@ -314,21 +317,6 @@ def verify(
         adapters=cli_options.directories(adapter),
         out=out,
     )
-
-
-@app.command()
-@takes_recipe("bench")
-def bench(
-    bundles: Annotated[list[Path], typer.Argument(help="exported bundles")],
-    *,
-    out: Annotated[Path | None, typer.Option("--out", help="publish table, JSON and picture")] = None,
-    config: ConfigOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    overrides: Overrides,
-) -> None:
-    """Measure prefill, decode, time to first token, load, memory and adapter swap; fresh process per cell."""
-    cli_options.run_stage("bench", overrides, config, dry_run, json, bundles=bundles, out=out)
 
 
 app.command()(cli_chat.chat)

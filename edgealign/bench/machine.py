@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ TELLING_FLAGS = (
 )  # fmt: skip
 # Up to this share of the cores may be in use by others on a quiet machine.
 QUIET = 0.10
-PACKAGES = ("edgealign", "llama-cpp-python", "gguf", "onnxruntime", "torch", "transformers", "numpy")
+PACKAGES = (
+    "edgealign", "llama-cpp-python", "gguf", "onnxruntime", "onnxruntime-genai", "executorch", "torch", "transformers",
+    "numpy",
+)  # fmt: skip
 
 
 def machine_card() -> dict[str, Any]:
@@ -58,9 +62,19 @@ def cpu_busy(watch_s: float = 0.5) -> float:
     return round(float(psutil.cpu_percent(interval=watch_s)) / 100, 3)
 
 
-def busy(card: dict[str, Any]) -> bool:
+def busy(card: Mapping[str, Any]) -> bool:
     """Did others use the cores just before the measurement? The load average would still count our own past."""
     return float(card["cpu_busy_before"]) > QUIET
+
+
+def last_cache_bytes() -> int | None:
+    """Size of the last cache before the memory; it may be shared with cores that this machine does not show."""
+    found = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        size = _read(str(file)) or ""
+        if size[:-1].isdigit() and size[-1] in "KM":
+            found.append(int(size[:-1]) * {"K": 2**10, "M": 2**20}[size[-1]])
+    return max(found, default=None)
 
 
 def peak_bytes() -> int | None:

@@ -23,6 +23,7 @@ class BenchRecipe:
     threads: tuple[int, ...] = option((0,), help="thread counts; 0 takes the usable cores", ge=0)
     repetitions: int = option(5, help="timed repetitions in each fresh process", ge=2, source=_PIPETTE)
     adapter: bool = option(True, help="also time with the bundle's first user adapter on, its loading and swapping")
+    bandwidth: bool = option(True, help="also measure the machine's read bandwidth, which limits decoding")
     pause_s: float = option(0.5, help="rest before each process", ge=0, unit="s")
     timeout_s: float = option(600.0, help="give up on a process after this long", gt=0, unit="s")
     seed: int = option(0, help="seed of the random tokens", ge=0)

@@ -1,100 +1,94 @@
-"""A benchmark result as a table and a picture. A cell that was not measured says so."""
+"""A benchmark result as a table. A cell that was not measured says so."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-MIB = 2**20
-ABSENT = "not measured"
+from edgealign.bench.picture import draw as draw
+from edgealign.bench.result import ABSENT, MIB, Row, number, pairs, shape
+from edgealign.bench.roofline import bandwidth_share
+
+COLUMNS = (
+    "target", "quant", "bundle", "adapter", "threads", "prompt + new", "prefill tok/s", "first token ms",
+    "decode tok/s", "share of bandwidth", "load ms", "swap ms", "peak MiB", "size MiB", "KL nat",
+)  # fmt: skip
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """Markdown: a summary of medians, every measure with its spread, what each bundle weighs, the machine."""
-    lines = [*_summary(result), "", *_measures(result), "", *_bundles(result), "", *_machine(result)]
-    return "\n".join(lines)
-
-
-def draw(result: Mapping[str, Any], file: Path) -> None:
-    """Bars of the medians with the standard deviation, one colour per bundle; prefill, decode and memory."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    pairs = [(prompt, decode) for prompt, decode in _pairs(result) if prompt["median_ts"] and decode["median_ts"]]
-    names = list(dict.fromkeys(prompt["bundle"] for prompt, _ in pairs))
-    colours = {name: plt.get_cmap("tab10")(place % 10) for place, name in enumerate(names)}
-    labels = [_label(prompt, decode, threads=len({p["n_threads"] for p, _ in pairs}) > 1) for prompt, decode in pairs]
-    places = range(len(pairs))
-    figure, axes = plt.subplots(1, 3, figsize=(13, 1.8 + 0.5 * max(len(pairs), 2)), sharey=True, layout="constrained")
-    for axis, which, title in ((axes[0], 0, "Prefill"), (axes[1], 1, "Decode")):
-        rows = [pair[which] for pair in pairs]
-        values, deviations = [row["median_ts"] for row in rows], [row["stddev_ts"] for row in rows]
-        below = [min(value, deviation) for value, deviation in zip(values, deviations, strict=True)]
-        shades = [colours[row["bundle"]] for row in rows]
-        axis.barh(places, values, xerr=[below, deviations], color=shades, ecolor="0.2", capsize=3)
-        ends = [value + deviation for value, deviation in zip(values, deviations, strict=True)]
-        for place, value, end in zip(places, values, ends, strict=True):
-            axis.text(end, place, f"  {_number(value)}", ha="left", va="center")
-        axis.set_xlim(0, max([*ends, 1.0]) * 1.25)
-        axis.locator_params(axis="x", nbins=5)
-        axis.set_xlabel("tokens per second, median ± sd")
-        axis.set_title(f"{title} (longer is better)")
-    sizes = {bundle["bundle"]: bundle["file_bytes"] / MIB for bundle in result["bundles"]}
-    peaks = [(prompt["peak_bytes"] or 0) / MIB for prompt, _ in pairs]
-    axes[2].barh(places, peaks, color=[colours[prompt["bundle"]] for prompt, _ in pairs])
-    for place, ((prompt, _), peak) in enumerate(zip(pairs, peaks, strict=True)):
-        size = sizes[prompt["bundle"]]
-        axes[2].plot([size, size], [place - 0.4, place + 0.4], color="black", linewidth=2)
-        axes[2].text(peak, place, f" {_number(peak)}", ha="left", va="center")
-    axes[2].set_xlim(0, max([*peaks, *sizes.values(), 1.0]) * 1.2)
-    axes[2].set_xlabel("MiB of the process; black line: model file")
-    axes[2].set_title("Peak memory (shorter is better)")
-    axes[0].set_yticks(list(places), labels)
-    axes[0].invert_yaxis()
-    figure.suptitle(_machine_line(result), fontsize=10)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+    """Markdown: one table of medians, every measure with its spread, what each bundle weighs, the machine."""
+    parts = [_summary(result), _measures(result), _bundles(result), _machine(result)]
+    return "\n".join(line for part in parts for line in [*part, ""]).rstrip("\n")
 
 
 def _summary(result: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "| bundle | quant | user | threads | prompt + new | prefill tok/s | first token ms | decode tok/s | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for prompt, decode in _pairs(result):
-        first = prompt["ttft_s"]
-        cells = [
-            prompt["bundle"], prompt["quant"], prompt["user"] or "none", str(prompt["n_threads"]),
-            f"{prompt['n_prompt']} + {decode['n_gen']}", _with_sd(prompt),
-            f"{first['median'] * 1e3:.1f}" if first else ABSENT, _with_sd(decode),
-            _number(prompt["peak_bytes"] / MIB) if prompt["peak_bytes"] else ABSENT,
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-        if prompt["error"]:
-            lines.append(f"| {prompt['bundle']} | {ABSENT}: {prompt['error']} | | | | | | | |")
-    repetitions = result["recipe"]["repetitions"]
-    lines += [
-        "",
-        f"Medians of {repetitions} repetitions after one warm-up, ± standard deviation; a fresh process for each row. "
-        "Decode follows the prompt. First token: from token ids to the choice of the next one, no tokenising.",
-    ]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    bundles = {bundle["bundle"]: bundle for bundle in result["bundles"]}
+    for prompt, decode in pairs(result):
+        row = prompt or decode
+        assert row is not None
+        lines.append("| " + " | ".join(_cells(result, bundles[row["bundle"]], prompt, decode, row)) + " |")
+        if row["error"]:
+            lines.append(f"| | | {row['bundle']} | {ABSENT}: {row['error']} {'| ' * (len(COLUMNS) - 4)}|")
+    lines += ["", *_legend(result)]
     return [*lines, *(f"\n**{caveat}**" for caveat in result["caveats"])]
 
 
+def _cells(
+    result: Mapping[str, Any], bundle: Mapping[str, Any], prompt: Row | None, decode: Row | None, row: Row
+) -> list[str]:
+    user, first = row["user"], prompt and prompt["ttft_s"]
+    share = decode and bandwidth_share(result, decode)
+    at_load, at_swap = (row["n_threads"] == bundle[f"{kind}_threads"] for kind in ("load", "swap"))
+    load = bundle["adapter_load_s"] if user and at_swap else bundle["load_s"] if not user and at_load else None
+    size = bundle["adapter_bytes"].get(user) if user else bundle["file_bytes"]
+    return [
+        row["target"] or ABSENT, row["quant"] or ABSENT, row["bundle"], user or "off",
+        str(row["n_threads"] or ABSENT), shape(prompt, decode), _with_sd(prompt),
+        f"{first['median'] * 1e3:.1f}" if first else ABSENT, _with_sd(decode),
+        f"{share:.0%}" if share else ABSENT, _median_ms(load),
+        (_median_ms(bundle["swap_s"]) if at_swap else ABSENT) if user else "-",
+        number(row["peak_bytes"] / MIB) if row["peak_bytes"] else ABSENT,
+        number(size / MIB) if size else ABSENT, _fidelity(bundle, user),
+    ]  # fmt: skip
+
+
+def _legend(result: Mapping[str, Any]) -> list[str]:
+    repetitions = result["recipe"].get("repetitions")
+    samples = f"Medians of {repetitions} repetitions" if repetitions else "Medians"
+    how = " after one warm-up, ± standard deviation; a fresh process for each row" if repetitions else ", ± deviation"
+    origins = {bundle["fidelity"]["origin"] for bundle in result["bundles"]} - {None}
+    return [
+        f"{samples}{how}. Decode follows the prompt. First token: from token ids to the choice of the next one, no "
+        "tokenising. Load and size are the model's where the adapter is off, and the adapter's own where it is on; "
+        "swap is to an adapter that is in memory.",
+        "",
+        "Share of bandwidth: bytes of weights read for a token x decode speed / the machine's read bandwidth with as "
+        "many threads; the KV cache is not counted. KL: mean divergence from torch in 32 bits, adapter off, by "
+        + ("; ".join(sorted(origins)) or "nothing: no bundle was verified")
+        + ". A bundle of 32-bit weights shows its largest difference of a logit instead.",
+    ]
+
+
+def _fidelity(bundle: Mapping[str, Any], user: str | None) -> str:
+    found = bundle["fidelity"]
+    if user is not None or (found["kl"] is None and found["largest_logit_gap"] is None):
+        return ABSENT
+    return f"{found['kl']:.3g}" if found["kl"] is not None else f"logits ± {found['largest_logit_gap']:.1e}"
+
+
 def _measures(result: Mapping[str, Any]) -> list[str]:
-    lines = ["| bundle | user | threads | measure | median | mean | sd | p90 |", "|---|---|---|---|---|---|---|---|"]
-    for prompt, decode in _pairs(result):
-        if not prompt["samples_ns"]:
-            continue
-        head = f"| {prompt['bundle']} | {prompt['user'] or 'none'} | {prompt['n_threads']} |"
-        after = f"decode {decode['n_gen']} after {decode['n_depth']}"
-        for row, what in ((prompt, f"prefill {prompt['n_prompt']}"), (decode, after)):
+    lines = ["| bundle | adapter | threads | measure | median | mean | sd | p90 |", "|---|---|---|---|---|---|---|---|"]
+    for prompt, decode in pairs(result):
+        after = f"decode {decode['n_gen']} after {decode['n_depth']}" if decode else ""
+        for row, what in ((prompt, f"prefill {prompt['n_prompt']}" if prompt else ""), (decode, after)):
+            if row is None or not row["samples_ns"]:
+                continue
             values = (row[name] for name in ("median_ts", "avg_ts", "stddev_ts", "p90_ts"))
-            lines.append(f"{head} {what}, tok/s | " + " | ".join(map(_number, values)) + " |")
-        lines.append(f"{head} first token after {prompt['n_prompt']}, ms | {_milliseconds(prompt['ttft_s'])} |")
+            head = f"| {row['bundle']} | {row['user'] or 'off'} | {row['n_threads'] or ABSENT} |"
+            lines.append(f"{head} {what}, tok/s | " + " | ".join(map(number, values)) + " |")
+            if row is prompt and row["ttft_s"]:
+                lines.append(f"{head} first token after {row['n_prompt']}, ms | {_milliseconds(row['ttft_s'])} |")
     return [*lines, "", "p90 is the slow end: nine of ten repetitions were at least this fast."]
 
 
@@ -102,10 +96,16 @@ def _bundles(result: Mapping[str, Any]) -> list[str]:
     lines = ["| bundle | measure | median | mean | sd | p90 |", "|---|---|---|---|---|---|"]
     for bundle in result["bundles"]:
         head = f"| {bundle['bundle']} |"
-        lines.append(f"{head} model file, MiB | {_number(bundle['file_bytes'] / MIB)} | | | |")
+        size, read = bundle["file_bytes"], bundle["token_bytes"]
+        lines.append(f"{head} model file, MiB | {number(size / MIB) if size else ABSENT} | | | |")
+        count = number(read["bytes"] / MIB) if read["bytes"] else ABSENT
+        lines.append(f"{head} read for a token, MiB ({read['how']}) | {count} | | | |")
         for user, size in bundle["adapter_bytes"].items():
-            lines.append(f"{head} adapter of {user}, MiB | {_number(size / MIB)} | | | |")
-        measures = [(f"load, {bundle['loaded_from']}, ms", "load_s")]
+            lines.append(f"{head} adapter of {user}, MiB | {number(size / MIB)} | | | |")
+        for user, kept in bundle["fidelity"]["change_kept"].items():
+            lines.append(f"{head} what {user}'s adapter changes, correlation with torch | {kept:.3f} | | | |")
+        at = bundle["load_threads"]
+        measures = [(f"load, {bundle['loaded_from']}, {at} threads, ms" if at else "load, ms", "load_s")]
         if bundle["adapter_bytes"]:
             measures += [
                 ("adapter from its file, ms", "adapter_load_s"), ("swap to an adapter in memory, ms", "swap_s"),
@@ -119,49 +119,48 @@ def _bundles(result: Mapping[str, Any]) -> list[str]:
 
 def _machine(result: Mapping[str, Any]) -> list[str]:
     card = result["machine"]
-    ram = f"{card['ram_bytes'] / 2**30:.1f} GiB" if card["ram_bytes"] else "unknown"
+    unknown = "not known"
+    inside = f"{card['architecture'] or unknown}{', virtual machine' if card['virtual_machine'] else ''}"
+    system = f"{card['os'] or unknown}, kernel {card['kernel'] or unknown}, {card['libc'] or 'unknown libc'}"
+    python = f", Python {card['python']}" if card["python"] else ""
+    busy = card["cpu_busy_before"]
     facts = {
-        "CPU": f"{card['cpu']} ({card['architecture']}{', virtual machine' if card['virtual_machine'] else ''})",
-        "instruction sets": " ".join(card["flags"]) or "unknown",
-        "cores": f"{card['cores_usable']} usable of {card['cores_logical']}",
-        "memory": ram,
+        "measured by": result["source"],
+        **({"device": card["device"]} if card.get("device") else {}),
+        "CPU": f"{card['cpu'] or unknown} ({inside})",
+        "instruction sets": " ".join(card["flags"] or []) or unknown,
+        "cores": f"{card['cores_usable'] or unknown} usable of {card['cores_logical'] or unknown}",
+        "memory": f"{card['ram_bytes'] / 2**30:.1f} GiB" if card["ram_bytes"] else unknown,
+        "read bandwidth": _bandwidth(result),
         "frequency governor": card["governor"] or "not readable",
-        "system": f"{card['os']}, kernel {card['kernel']}, {card['libc'] or 'unknown libc'}, Python {card['python']}",
-        "versions": ", ".join(f"{name} {number}" for name, number in card["versions"].items()),
-        "cores in use before": f"{card['cpu_busy_before']:.0%}",
+        "system": system + python,
+        "versions": ", ".join(f"{name} {version}" for name, version in card["versions"].items()) or unknown,
+        "cores in use before": unknown if busy is None else f"{busy:.0%}",
         "load average before": " ".join(map(str, card["load_average_before"] or ["not readable"])),
-        "extra buffers": "on" if all(row["extra_bufts"] is not False for row in result["results"]) else "OFF",
     }
+    asked = [row["extra_bufts"] for row in result["results"] if row.get("extra_bufts") is not None]
+    if asked:  # llama.cpp's word; no other runtime has such buffers
+        facts["llama.cpp's extra buffers"] = "on" if all(asked) else "OFF"
     return [f"- {name}: {fact}" for name, fact in facts.items()]
 
 
-def _machine_line(result: Mapping[str, Any]) -> str:
-    card = result["machine"]
-    threads = sorted({row["n_threads"] for row in result["results"]})
-    line = f"{card['cpu']}, threads: {', '.join(map(str, threads))}, {card['os']}"
-    return line if result["comparable"] else f"{line}. NOT COMPARABLE: {result['caveats'][0]}"
+def _bandwidth(result: Mapping[str, Any]) -> str:
+    found = []
+    for entry in result["bandwidth"]:
+        speed = f"{entry['bytes_per_s'] / 1e9:.1f} GB/s" if entry["bytes_per_s"] else entry["error"] or ABSENT
+        found.append(f"{speed} with {entry['threads']} threads" if entry["threads"] else f"{speed} as stated")
+    return ", ".join(found) or ABSENT
 
 
-def _pairs(result: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    rows = result["results"]
-    return list(zip(rows[::2], rows[1::2], strict=True))
+def _with_sd(row: Row | None) -> str:
+    return f"{number(row['median_ts'])} ± {number(row['stddev_ts'])}" if row and row["median_ts"] else ABSENT
 
 
-def _label(prompt: Mapping[str, Any], decode: Mapping[str, Any], *, threads: bool) -> str:
-    parts = [prompt["bundle"], f"{prompt['n_prompt']}+{decode['n_gen']} tokens"]
-    parts += [f"{prompt['n_threads']} threads"] if threads else []
-    return ", ".join(parts) + (f"\nadapter {prompt['user']}" if prompt["user"] else "\nno adapter")
-
-
-def _with_sd(row: Mapping[str, Any]) -> str:
-    return f"{_number(row['median_ts'])} ± {_number(row['stddev_ts'])}" if row["median_ts"] else ABSENT
+def _median_ms(described: Mapping[str, float] | None) -> str:
+    return f"{described['median'] * 1e3:.3g}" if described else ABSENT
 
 
 def _milliseconds(described: Mapping[str, float] | None) -> str:
     if described is None:
         return f"{ABSENT} | | |"
     return " | ".join(f"{described[name] * 1e3:.3g}" for name in ("median", "mean", "sd", "p90"))
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

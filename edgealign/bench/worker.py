@@ -2,7 +2,8 @@
 
     echo '{"kind": "speed", ...}' | python -m edgealign.bench.worker
 
-Kinds: `speed` feeds a prompt and then single tokens, `load` opens the model again and again, `swap` changes users.
+Kinds: `speed` feeds a prompt and then single tokens, `load` opens the model again and again, `swap` changes users,
+`bandwidth` reads memory and needs no model.
 Tokens are random and drawn beforehand, so no tokenising and no sampling is timed, as in llama-bench.
 """
 
@@ -18,18 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from edgealign.bench.machine import peak_bytes
+from edgealign.bench.machine import last_cache_bytes, peak_bytes
 from edgealign.bench.timing import timed
 from edgealign.errors import EdgealignError
 from edgealign.runtimes.session import open_session
 
 SWAP_PROMPT = 8
+# A buffer this many times the last cache, and at least so large: what the cache still holds of it hardly counts.
+CACHES, LEAST_BUFFER = 4, 256 * 2**20
+READS_PER_REPETITION = 3
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """Do one job; times in ns, one list entry per repetition (the warm-up is not among them)."""
     before = peak_bytes()
-    result = {"speed": time_speed, "load": time_load, "swap": time_swap}[job["kind"]](job)
+    result = KINDS[job["kind"]](job)
     return {**result, "peak_bytes": peak_bytes(), "interpreter_bytes": before}
 
 
@@ -88,6 +92,27 @@ def time_swap(job: dict[str, Any]) -> dict[str, Any]:
     return {**samples, "prompt_tokens": SWAP_PROMPT, "facts": facts}
 
 
+def time_bandwidth(job: dict[str, Any]) -> dict[str, Any]:
+    """Reading memory once from end to end by the wanted number of threads: a roof for decoding.
+
+    A sum of 64-bit integers and the norm of floats take turns, because on some machines one of them reads faster than
+    the other; the fastest read of all is the limit, so each repetition is the best of its reads.
+    """
+    import torch
+
+    torch.set_num_threads(job["threads"])
+    size = max(CACHES * (last_cache_bytes() or 0), LEAST_BUFFER)
+    # Written before it is read: untouched pages would all be the same zeros.
+    floats = torch.ones(size // 4)
+    numbers = floats.view(torch.int64)
+    samples = []
+    for repetition in range(job["repetitions"] + 1):
+        reads_ns = [timed(read)[1] for _ in range(READS_PER_REPETITION) for read in (numbers.sum, floats.norm)]
+        if repetition > 0:
+            samples.append(min(reads_ns))
+    return {"read_ns": samples, "read_bytes": size}
+
+
 def _open(job: dict[str, Any]) -> Any:
     return open_session(job["model_file"], runtime=job["runtime"], **job["options"])
 
@@ -100,6 +125,9 @@ def _feed(session: Any, tokens: Sequence[int]) -> None:
 
 def _tokens(job: dict[str, Any], facts: dict[str, Any], count: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(job["seed"]).integers(0, facts["vocab"], count)]
+
+
+KINDS = {"speed": time_speed, "load": time_load, "swap": time_swap, "bandwidth": time_bandwidth}
 
 
 def main() -> int:

@@ -235,3 +235,22 @@ class _Reader:
 
     def fail(self, reason: str) -> NoReturn:
         raise InputError(self.file, f"{reason} (byte {self.at:,})", "get or export the file again")
+
+
+def count_token_bytes(path: str | Path) -> int:
+    """Bytes of weights that one decoded token reads: all but the embedding rows and the experts not in use.
+
+    Without a head of its own the embedding table is the head as well, and is read whole.
+    """
+    info = check_gguf(path)
+    experts, used = (info.metadata.get(f"{info.arch}.{key}") for key in ("expert_count", "expert_used_count"))
+    tied = all(tensor.name != "output.weight" for tensor in info.tensors)
+    total = 0
+    for tensor in info.tensors:
+        if tensor.name == "token_embd.weight" and not tied:
+            total += tensor.bytes // tensor.shape[-1]
+        elif "_exps." in tensor.name and isinstance(experts, int) and isinstance(used, int) and experts > 0:
+            total += tensor.bytes * min(used, experts) // experts
+        else:
+            total += tensor.bytes
+    return total

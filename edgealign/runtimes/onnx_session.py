@@ -56,7 +56,6 @@ class OnnxSession:
         threads: None takes the cores this process may use.
         context: tokens the state can hold; None takes the model's own, at most ``DEFAULT_CONTEXT``.
         exact: quantised matrices meet activations in 32 bits; without it the graph says how, and ships with 8 bits.
-        extra_bufts: llama.cpp's; a benchmark gives it to every runtime.
     """
 
     def __init__(
@@ -66,7 +65,6 @@ class OnnxSession:
         threads: int | None = None,
         context: int | None = None,
         exact: bool = False,
-        extra_bufts: bool | None = None,
         check_digests: bool = True,
     ) -> None:
         path = Path(path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgealign.errors import InputError, ToolMissing
 from edgealign.runtimes.onnx_adapter import read_inputs
 from edgealign.runtimes.onnx_names import LAYER_NODE, OnnxArchitecture
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float32]
+
+# Nodes that look up the sines and cosines of a position, and nodes that hold experts.
+ROTARY = ("GroupQueryAttention", "RotaryEmbedding")
+EXPERTS = ("QMoE", "MoE")
 
 
 def stored_weights(file: Path, table: OnnxArchitecture) -> Iterator[tuple[str, bool, Floats]]:
@@ -86,3 +91,38 @@ def _unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
         return packed
     assert bits == 4, bits
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+
+
+def count_token_bytes(file: Path) -> int:
+    """Bytes of weights that one decoded token reads, by what the graph does with each of them.
+
+    A looked-up table gives one row (the embedding, sines and cosines), experts those in use; everything else, a head
+    that shares its table with the embedding included, is read whole. The runtime may keep weights in another layout of
+    about the same size.
+    """
+    try:
+        import onnx_ir as ir
+    except ImportError as error:
+        raise ToolMissing("onnx-ir", "is needed to read the graph", "pip install 'edgealign[onnx]'") from error
+    try:
+        graph = ir.load(file).graph
+    except Exception as error:  # a damaged protobuf and its neighbours raise classes of many libraries
+        raise InputError(file, f"is no readable ONNX graph ({type(error).__name__})", "export it again") from error
+    total = 0
+    for value in graph.initializers.values():
+        size = value.const_value.nbytes if value.const_value is not None else 0
+        total += round(size * max((_touched(node, place, value) for node, place in value.uses()), default=0.0))
+    return total
+
+
+def _touched(node: Any, place: int, value: Any) -> float:
+    """The share of a weight that a node reads for one token when it is the node's input number `place`."""
+    rows = value.shape[0] if value.shape is not None and len(value.shape) else 1
+    lookup = node.op_type in ("Gather", "GatherBlockQuantized") and place != 1
+    if lookup or (node.op_type in ROTARY and "cache" in (value.name or "")):
+        return 1 / max(int(rows), 1)
+    if node.op_type == "Reshape":  # the quantised head as the embedding sees it: its lookup reads one row
+        return 0.0
+    if node.op_type in EXPERTS and len(value.shape) > 1 and "k" in node.attributes:
+        return min(1.0, float(node.attributes["k"].as_int()) / max(int(rows), 1))
+    return 1.0

@@ -20,6 +20,7 @@ from edgealign.bench import run as bench
 from edgealign.bench.machine import busy, cpu_busy, machine_card, peak_bytes
 from edgealign.bench.recipes import BenchRecipe
 from edgealign.bench.report import draw, render
+from edgealign.bench.rows import speed_rows
 from edgealign.bench.timing import percentile, rates, spread, timed
 from edgealign.errors import OutputError, UsageError
 from edgealign.runtimes.probe import usable_cores
@@ -98,20 +99,22 @@ def test_bundles_take_turns_within_each_shape() -> None:
         (16, 1, None, "a"), (16, 1, None, "b"), (16, 1, "ana", "a"),
         (16, 2, None, "a"), (16, 2, None, "b"), (16, 2, "ana", "a"),
     ]  # fmt: skip
+    assert [(cell.kind, cell.threads) for cell in cells[-5:-3]] == [("bandwidth", 1), ("bandwidth", 2)]
     assert [(cell.kind, cell.name) for cell in cells[-3:]] == [("load", "a"), ("load", "b"), ("swap", "a")]
 
 
 def test_adapters_are_left_out_on_request() -> None:
-    cells = bench.plan(replace(QUICK, adapter=False), {"a": fake("a", ("ana",))})
+    cells = bench.plan(replace(QUICK, adapter=False, bandwidth=False), {"a": fake("a", ("ana",))})
     assert [(cell.kind, cell.user) for cell in cells] == [("speed", None), ("load", None)]
 
 
 def test_rows_carry_llama_benchs_fields_and_its_arithmetic() -> None:
     cell = bench.Cell("speed", "a", fake("a"), 2, 16, 4)
     found = {"prefill_ns": [10**7, 2 * 10**7, 3 * 10**7], "decode_ns": [10**8] * 3, "ttft_ns": [10**7] * 3}
-    prompt, decode = bench._rows(cell, "2026-01-01T00:00:00+00:00", found, {"cpu": "a CPU"})
+    prompt, decode = speed_rows(cell, 7, "2026-01-01T00:00:00+00:00", found, {"cpu": "a CPU"})
     assert set(prompt) >= LLAMA_BENCH
     assert set(decode) >= LLAMA_BENCH
+    assert (prompt["cell"], prompt["target"], prompt["quant"]) == (7, "gguf", "q4_0")
     assert (prompt["n_prompt"], prompt["n_gen"], prompt["n_depth"]) == (16, 0, 0)
     assert (decode["n_prompt"], decode["n_gen"], decode["n_depth"]) == (0, 4, 16)
     assert prompt["avg_ns"] == 2 * 10**7
@@ -126,12 +129,16 @@ def test_rows_carry_llama_benchs_fields_and_its_arithmetic() -> None:
 @pytest.mark.slow
 def test_a_cell_that_was_not_measured_says_so(tmp_path: Path) -> None:
     cell = bench.Cell("speed", "a", fake("a"), 2, 16, 4)
-    rows = bench._rows(cell, "now", {"error": "its process died of SIGILL"}, {"cpu": "a CPU"})
+    rows = speed_rows(cell, 0, "now", {"error": "its process died of SIGILL"}, {"cpu": "a CPU"})
     result = {
         "comparable": True, "caveats": [], "machine": machine_card(), "recipe": {"repetitions": 3}, "results": rows,
+        "source": "edgealign bench", "bandwidth": [],
         "bundles": [{
-            "bundle": "a", "file_bytes": 10, "adapter_bytes": {}, "load_s": None, "loaded_from": "page cache (warm)",
-            "errors": ["no result after 600 s"],
+            "bundle": "a", "target": "gguf", "quant": "q4_0", "file_bytes": 10, "adapter_bytes": {}, "load_s": None,
+            "load_threads": 2, "swap_s": None, "swap_threads": None, "adapter_load_s": None,
+            "loaded_from": "page cache (warm)", "errors": ["no result after 600 s"],
+            "fidelity": {"kl": None, "largest_logit_gap": None, "change_kept": {}, "origin": None},
+            "token_bytes": {"bytes": None, "how": "not read"},
         }],
     }  # fmt: skip
     text = render(result)
@@ -173,12 +180,15 @@ def report(tiny_bundle: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Ar
 @pytest.mark.runtime
 def test_a_report_holds_table_data_and_picture(report: Artifact) -> None:
     assert open_artifact(report.path, kind="report").digest == report.digest
-    assert {entry.path for entry in report.manifest.files} == {"result.json", "table.md", "speed.png"}
-    assert (report.path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    assert {entry.path for entry in report.manifest.files} == {"result.json", "table.md", "speed.png", "front.png"}
+    assert all((report.path / name).read_bytes().startswith(b"\x89PNG") for name in ("speed.png", "front.png"))
     table = (report.path / "table.md").read_text()
     for words in ("tiny-f32", "tiny-q4_0", "prefill tok/s", "first token ms", "page cache (warm)", "swap to an"):
         assert words in table
-    assert "not measured" not in table
+    for line in table.splitlines()[2:6]:
+        *cells, kl = line.strip("| ").split(" | ")
+        assert "not measured" not in cells
+        assert kl == "not measured"  # these bundles were published without the gate
     assert all(check.passed for check in report.manifest.checks)
 
 
