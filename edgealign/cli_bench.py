@@ -56,3 +56,42 @@ def measure(
     Every cell runs in a fresh process, and the bundles take turns.
     """
     cli_options.run_stage("bench", overrides, config, dry_run, json, bundles=bundles, out=out)
+
+
+@app.command("compare")
+def compare(
+    reports: Annotated[list[Path], typer.Argument(help="published reports of edgealign bench; the first is the base")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="also where machines, versions or models differ; says in what")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="publish table, JSON and picture")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Hold reports against the first: ratios of medians with intervals; refuses what is not comparable."""
+    from edgealign.bench import compare as comparing
+
+    cli_options.print_result("bench compare", comparing.run(reports, anyway=anyway, out=out), json=json)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="what llama-bench -o json printed, or the log of ExecuTorch's runner")],
+    *,
+    out: OutOption,
+    device: Annotated[
+        list[str] | None,
+        typer.Option("--device", help="machine card as JSON, or a fact as name=value (cpu, os, ...); repeatable"),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="the bundle that ran: its size, KL and bytes per token")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="of ExecuTorch's runner, whose log does not say")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a report of another program's measurements, so that a phone stands beside the laptop."""
+    from edgealign.bench import imports
+
+    made = imports.run(file, device=device or [], out=out, bundle=bundle, threads=threads)
+    cli_options.print_result("bench import", made, json=json)

@@ -61,7 +61,15 @@ def run_stage(
 
         emit({"stages": [plan_stage(stage, recipe, arguments)]}, json=json, text=plan_text)
         return
-    result = stages.RUNNERS.load(stage)(recipe, **arguments)
+    print_result(stage, stages.RUNNERS.load(stage)(recipe, **arguments), json=json)
+
+
+def print_result(stage: str, result: Any, *, json: bool) -> None:
+    """Print the published artifact, or the result and its text when nothing was published.
+
+    Raises:
+        CheckFailed: one of its checks failed.
+    """
     from edgealign.artifact import Artifact
 
     if isinstance(result, Artifact):

@@ -75,6 +75,49 @@ def draw_front(result: Mapping[str, Any], file: Path) -> None:
     plt.close(figure)
 
 
+def draw_comparison(result: Mapping[str, Any], file: Path) -> None:
+    """The medians of every report side by side with their intervals, prefill and decode; a colour for each report."""
+    from edgealign.bench.compare import measure_name
+
+    plt = _pyplot()
+    names = result["reports"]
+    paints = {name: plt.get_cmap("tab10")(place % 10) for place, name in enumerate(names)}
+    sides = [[row for row in result["rows"] if row["measure"] == which] for which in ("prefill", "decode")]
+    most = max(map(len, sides), default=1) * len(names)
+    figure, axes = plt.subplots(1, 2, figsize=(14, 1.7 + ROW_INCHES * 1.1 * max(most, 3)), layout="constrained")
+    for axis, rows, title in zip(axes, sides, ("Prefill", "Decode"), strict=True):
+        ends = [1.0]
+        for place, row in enumerate(rows):
+            for turn, name in enumerate(names):
+                at = place + 0.8 * ((turn + 0.5) / len(names) - 0.5)
+                found = row["found"].get(name)
+                if found is None:
+                    axis.text(0, at, f" not measured ({name})", va="center", fontsize=7, color="0.35")
+                    continue
+                low, high = found["low"] or found["median"], found["high"] or found["median"]
+                error = [[found["median"] - low], [high - found["median"]]]
+                axis.barh(at, found["median"], 0.8 / len(names), color=paints[name], xerr=error, ecolor="0.2", capsize=2)
+                times = row["ratios"].get(name)
+                beside = f" x {times['ratio']:.2f}" if times else ""
+                axis.text(high, at, f"  {number(found['median'])}{beside}", va="center", fontsize=7)
+                ends.append(high)
+        labels = [
+            f"{row['target']} {row['quant'] or ''}{' ' + row['bundle'] if row['bundle'] else ''}, adapter "
+            f"{row['adapter']}, {row['threads'] or '?'} threads\n{measure_name(row)}" for row in rows
+        ]  # fmt: skip
+        axis.set_yticks(range(len(rows)), labels, fontsize=8)
+        axis.set_ylim(max(len(rows), 1) - 0.4, -0.6)
+        axis.set_xlim(0, max(ends) * 1.3)
+        axis.set_xlabel("tokens per second, median and its interval (longer is better)")
+        axis.set_title(title)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=paints[name]) for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), fontsize=9)
+    doubt = f"NOT COMPARABLE: {result['differences'][0]}" if result["differences"] else "same machine, versions and model"
+    figure.suptitle(doubt if len(doubt) < 160 else doubt[:157] + "...", fontsize=9)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
 def colour(target: str | None) -> str:
     return COLOURS.get(target or "", "tab:gray")
 
@@ -154,7 +197,8 @@ def _places(heads: Sequence[Any]) -> tuple[list[float], dict[str, float]]:
 
 def _paint(head: Any) -> dict[str, Any]:
     """Bars with an adapter are hatched, so that they differ without colours too."""
-    return {"color": colour(head["target"]), "alpha": 0.6 if head["user"] else 1.0, "hatch": "//" if head["user"] else ""}
+    with_user = bool(head["user"])
+    return {"color": colour(head["target"]), "alpha": 0.6 if with_user else 1.0, "hatch": "//" if with_user else ""}
 
 
 def _label(result: Mapping[str, Any], prompt: Any, decode: Any) -> str:

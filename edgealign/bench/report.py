@@ -31,6 +31,7 @@ def _summary(result: Mapping[str, Any]) -> list[str]:
         if row["error"]:
             lines.append(f"| | | {row['bundle']} | {ABSENT}: {row['error']} {'| ' * (len(COLUMNS) - 4)}|")
     lines += ["", *_legend(result)]
+    lines += [f"\n{note}." for note in result.get("notes", [])]
     return [*lines, *(f"\n**{caveat}**" for caveat in result["caveats"])]
 
 
@@ -153,7 +154,10 @@ def _bandwidth(result: Mapping[str, Any]) -> str:
 
 
 def _with_sd(row: Row | None) -> str:
-    return f"{number(row['median_ts'])} ± {number(row['stddev_ts'])}" if row and row["median_ts"] else ABSENT
+    if not row or not row["median_ts"]:
+        return ABSENT
+    spread = f"± {number(row['stddev_ts'])}" if len(row["samples_ns"]) > 1 else "(one sample)"
+    return f"{number(row['median_ts'])} {spread}"
 
 
 def _median_ms(described: Mapping[str, float] | None) -> str:
