@@ -20,13 +20,13 @@ from typing import Any
 from edgealign.artifact import Artifact, open_artifact, publish, refuse_existing
 from edgealign.bench.picture import draw_comparison
 from edgealign.bench.published import Report, read_report
-from edgealign.bench.result import ABSENT, Row, number, pairs
+from edgealign.bench.result import ABSENT, Row, measure_name, number, pairs
 from edgealign.errors import UsageError
 
 # Parts of a machine card that must agree, and what to call them.
 MACHINE = {
-    "cpu": "CPU", "architecture": "architecture", "flags": "instruction sets", "cores_usable": "usable cores",
-    "governor": "frequency governor", "os": "system",
+    "cpu": "CPU", "architecture": "architecture", "flags": "set of instructions",
+    "cores_usable": "number of usable cores", "governor": "frequency governor", "os": "system",
 }  # fmt: skip
 COVERAGE = 0.95
 SAME = "no difference shown"
@@ -45,9 +45,8 @@ def run(reports: Sequence[Path], *, anyway: bool = False, out: Path | None = Non
     opened = _name([read_report(path) for path in reports])
     against = find_differences(opened)
     if against and not anyway:
-        raise UsageError(
-            " and ".join(opened), f"cannot be compared fairly: {'; '.join(against)}", "compare them all the same: --anyway"
-        )
+        reason = f"cannot be compared fairly: {'; '.join(against)}"
+        raise UsageError(" and ".join(opened), reason, "compare them all the same: --anyway")
     result = compare(opened)
     result["differences"] = against
     result["text"] = render(result)
@@ -71,9 +70,9 @@ def find_differences(reports: Mapping[str, Report]) -> list[str]:
     for part, word in MACHINE.items():
         values = {name: card.get(part) for name, card in cards.items()}
         if len({json.dumps(value) for value in values.values()}) > 1:
-            found.append(f"{word} differs: {_list_values(values)}")
+            found.append(f"another {word}: {_list_values(values)}")
         elif part == "cpu" and None in values.values():
-            found.append("the CPU is known of none of them")
+            found.append("none of them says which CPU it was")
     for target in sorted({row["target"] for report in reports.values() for row in report.result["results"]}):
         versions = {name: _version(report, target) for name, report in reports.items()}
         if len(set(versions.values()) - {None}) > 1:
@@ -98,7 +97,7 @@ def compare(reports: Mapping[str, Report]) -> dict[str, Any]:
             table.setdefault(key, {})[name] = describe(samples)
     rows = []
     first, *others = reports
-    for key, found in sorted(table.items(), key=lambda item: tuple(str(part) for part in item[0][:-1])):
+    for key, found in sorted(table.items(), key=lambda item: (-len(item[1]), _order(item[0]))):
         target, quant, adapter, bundle, threads, n_prompt, n_gen, n_depth, measure = key
         rows.append({
             "target": target, "quant": quant, "adapter": adapter, "bundle": bundle, "threads": threads,
@@ -143,11 +142,11 @@ def interval_ranks(count: int) -> tuple[int, int]:
 
 def ratio(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """How many times the base's median the other's is, and between which values for the intervals."""
-    value = other["median"] / base["median"]
+    value = float(other["median"] / base["median"])
     if base["low"] is None or other["low"] is None:
         return {"ratio": value, "low": None, "high": None, "verdict": "one sample: no interval"}
     low, high = other["low"] / base["high"], other["high"] / base["low"]
-    verdict = SAME if low <= 1 <= high else "more" if low > 1 else "less"
+    verdict = SAME if low <= 1 <= high else "faster" if low > 1 else "slower"
     return {"ratio": value, "low": low, "high": high, "verdict": verdict}
 
 
@@ -176,14 +175,6 @@ def render(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure_name(row: Mapping[str, Any]) -> str:
-    """A measure with its tokens and its unit."""
-    if row["measure"] == "decode":
-        return f"decode {row['n_gen']} after {row['n_depth']}, tok/s"
-    after = f" after {row['n_depth']}" if row["n_depth"] else ""
-    return f"prefill {row['n_prompt']}{after}, tok/s"
-
-
 def _measures(result: Mapping[str, Any], *, named: bool) -> list[tuple[tuple[Any, ...], list[float]]]:
     """Key and samples of everything timed; of a prompt measured twice (before two generations) the first."""
     found: dict[tuple[Any, ...], list[float]] = {}
@@ -201,6 +192,11 @@ def _key(row: Row, measure: str, named: bool) -> tuple[Any, ...]:
     bundle = row["bundle"] if named else None
     shape = (row["n_prompt"], row["n_gen"], row["n_depth"])
     return (row["target"], row["quant"], adapter, bundle, row["n_threads"], *shape, measure)
+
+
+def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Words as words and numbers as numbers, what is unknown first."""
+    return tuple((part is not None, part or "" if isinstance(part, str) else part or 0) for part in key)
 
 
 def _is_ambiguous(result: Mapping[str, Any]) -> bool:
@@ -222,10 +218,12 @@ def _models(report: Report) -> set[str]:
 
 def _list_values(values: Mapping[str, Any]) -> str:
     """`name: value` for each report, lists in words."""
-    words = {
-        name: " ".join(map(str, value)) or "none" if isinstance(value, list) else value for name, value in values.items()
-    }
-    return ", ".join(f"{name} {'unknown' if word is None else word}" for name, word in words.items())
+    def say(value: Any) -> str:
+        if isinstance(value, list):
+            return " ".join(map(str, value)) or "none"
+        return "unknown" if value is None else str(value)
+
+    return ", ".join(f"{name} {say(value)}" for name, value in values.items())
 
 
 def _cell(found: Mapping[str, Any] | None) -> str:

@@ -56,7 +56,7 @@ def read_foreign(file: Path, *, threads: int | None = None) -> Foreign:
     """
     try:
         if file.stat().st_size > LARGEST_FILE:
-            raise InputError(file, f"has more than {LARGEST_FILE // 2**20} MiB, no list of measurements has", "check it")
+            _refuse(file, f"has more than {LARGEST_FILE // 2**20} MiB, which no list of measurements has")
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(file, f"cannot be read ({error.strerror or error})", "check the path") from error

@@ -55,7 +55,8 @@ def run(
     recipe = {"source": foreign.source, "device": given, "threads": threads}
     with publish(out, kind="report", format="bench", stage="bench import", recipe=recipe, inputs=inputs) as draft:
         write_report(draft, result)
-        draft.add_check(Check("bench.comparable", None, None, True, "; ".join(result["caveats"]) or "nothing against it"))
+        note = "; ".join(result["caveats"]) or "nothing speaks against it"
+        draft.add_check(Check("bench.comparable", None, None, True, note))
     return open_artifact(out)
 
 
@@ -121,7 +122,8 @@ def _convert(item: str, name: str, value: Any) -> Any:
     if name not in CARD:
         raise UsageError(item, f"is no fact of a machine card{suggest(name, CARD)}", f"known: {', '.join(CARD)}")
     kind = CARD[name]
-    wrong = UsageError(item, f"is not {'text' if kind is str else f'a {kind.__name__}'} that a card can hold", "check it")
+    word = "text" if kind is str else kind.__name__
+    wrong = UsageError(item, f"is no {word} that a card can hold", "check the value")
     if isinstance(value, str) and kind is not str:
         words = {"true": True, "yes": True, "false": False, "no": False}
         try:
@@ -169,7 +171,8 @@ def _check_same_model(foreign: Foreign, bundle: Bundle) -> None:
         reason = f"is a bundle for {bundle.target}, the measurements are {foreign.source}'s"
         raise InputError(bundle.path, reason, "give the bundle that ran")
     if len({row["model_filename"] for row in foreign.rows}) > 1:
-        raise InputError(bundle.path, "is one bundle, the measurements are of several models", "import without --bundle")
+        reason = "is one bundle, the measurements are of several models"
+        raise InputError(bundle.path, reason, "import without --bundle")
     if bundle.target == "gguf":
         from edgealign.runtimes.gguf_header import check_gguf
 

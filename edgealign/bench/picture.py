@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgealign.bench.result import MIB, machine_line, number, pairs, shape, titles
+from edgealign.bench.result import MIB, machine_line, measure_name, number, pairs, shape, titles
 
 ROW_INCHES = 0.26
 GAP = 0.6  # between bundles, in rows
@@ -19,9 +19,6 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
     plt = _pyplot()
     cells = [(prompt, decode) for prompt, decode in pairs(result) if _measured(prompt) or _measured(decode)]
     heads = [prompt or decode for prompt, decode in cells]
-    names = list(dict.fromkeys(head["bundle"] for head in heads if head))
-    order = sorted(range(len(cells)), key=lambda place: names.index(_name(heads[place])))
-    cells, heads = [cells[place] for place in order], [heads[place] for place in order]
     places, groups = _places(heads)
     height = 1.7 + ROW_INCHES * (max(places, default=1.0) + 1)
     figure, axes = plt.subplots(1, 3, figsize=(14, height), sharey=True, layout="constrained")
@@ -77,8 +74,6 @@ def draw_front(result: Mapping[str, Any], file: Path) -> None:
 
 def draw_comparison(result: Mapping[str, Any], file: Path) -> None:
     """The medians of every report side by side with their intervals, prefill and decode; a colour for each report."""
-    from edgealign.bench.compare import measure_name
-
     plt = _pyplot()
     names = result["reports"]
     paints = {name: plt.get_cmap("tab10")(place % 10) for place, name in enumerate(names)}
@@ -96,9 +91,10 @@ def draw_comparison(result: Mapping[str, Any], file: Path) -> None:
                     continue
                 low, high = found["low"] or found["median"], found["high"] or found["median"]
                 error = [[found["median"] - low], [high - found["median"]]]
-                axis.barh(at, found["median"], 0.8 / len(names), color=paints[name], xerr=error, ecolor="0.2", capsize=2)
+                look = {"color": paints[name], "ecolor": "0.2", "capsize": 2}
+                axis.barh(at, found["median"], 0.8 / len(names), xerr=error, **look)
                 times = row["ratios"].get(name)
-                beside = f" x {times['ratio']:.2f}" if times else ""
+                beside = f" ({times['ratio']:.2f} x)" if times else ""
                 axis.text(high, at, f"  {number(found['median'])}{beside}", va="center", fontsize=7)
                 ends.append(high)
         labels = [
@@ -112,8 +108,9 @@ def draw_comparison(result: Mapping[str, Any], file: Path) -> None:
         axis.set_title(title)
     handles = [plt.Rectangle((0, 0), 1, 1, color=paints[name]) for name in names]
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), fontsize=9)
-    doubt = f"NOT COMPARABLE: {result['differences'][0]}" if result["differences"] else "same machine, versions and model"
-    figure.suptitle(doubt if len(doubt) < 160 else doubt[:157] + "...", fontsize=9)
+    against = result["differences"]
+    line = f"NOT COMPARABLE: {against[0]}" if against else "same machine, versions and model"
+    figure.suptitle(line if len(line) < 160 else line[:157] + "...", fontsize=9)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
@@ -161,23 +158,31 @@ def _memory_bars(
 
 
 def _scatter(axis: Any, points: Mapping[str, tuple[float, Any, str]]) -> None:
-    """Points with names beside them; a name takes the side with more room, and steps aside for the one before."""
+    """Points with their names almost upright, so that neighbours' names do not meet; of close points one is higher."""
     if not points:
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color="0.35")
         return
-    right, top = max(point[0] for point in points.values()), max(point[1] for point in points.values())
+    from matplotlib import ticker
+
+    right, values = max(point[0] for point in points.values()), [point[1] for point in points.values()]
+    if min(values) > 0 and max(values) > 4 * min(values):
+        axis.set_yscale("log")
+        axis.set_ylim(min(values) / 1.6, max(values) * (max(values) / min(values)) ** 0.6)
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(lambda value, place: f"{value:,.4g}")
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+    else:
+        axis.set_ylim(0, (max(values) or 1) * 1.6)
     axis.set_xlim(0, (right or 1) * 1.15)
-    axis.set_ylim(0, (top or 1) * 1.2)
-    taken: list[tuple[float, float]] = []
-    for name, (speed, value, paint) in sorted(points.items(), key=lambda item: item[1][1]):
-        axis.plot(speed, value, "o", color=paint, markersize=8)
-        x, y = speed / (right or 1), value / (top or 1)
-        while any(abs(x - other_x) < 0.35 and abs(y - other_y) < 0.055 for other_x, other_y in taken):
-            y += 0.055
-        taken.append((x, y))
+    axis.grid(alpha=0.3, linewidth=0.5)
+    taken: list[float] = []
+    for name, (speed, value, paint) in sorted(points.items(), key=lambda item: item[1][0]):
+        axis.plot(speed, value, "o", color=paint, markersize=7)
+        above = 8 + 75 * sum(abs(speed - other) < 0.03 * right for other in taken)
+        taken.append(speed)
         axis.annotate(
-            name, (speed, y * (top or 1)), xytext=(-8 if x > 0.6 else 8, 0), textcoords="offset points",
-            ha="right" if x > 0.6 else "left", va="center", fontsize=8,
+            name, (speed, value), xytext=(1, above), textcoords="offset points", rotation=75, rotation_mode="anchor",
+            ha="left", va="center", fontsize=8, arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": "0.5"},
         )  # fmt: skip
 
 
@@ -214,10 +219,6 @@ def _label(result: Mapping[str, Any], prompt: Any, decode: Any) -> str:
 
 def _measured(row: Any) -> bool:
     return bool(row and row["median_ts"])
-
-
-def _name(head: Any) -> str:
-    return str(head["bundle"])
 
 
 def _pyplot() -> Any:

@@ -44,7 +44,7 @@ def _cells(
     load = bundle["adapter_load_s"] if user and at_swap else bundle["load_s"] if not user and at_load else None
     size = bundle["adapter_bytes"].get(user) if user else bundle["file_bytes"]
     return [
-        row["target"] or ABSENT, row["quant"] or ABSENT, row["bundle"], user or "off",
+        row["target"] or ABSENT, row["quant"] or ABSENT, row["bundle"], f"on: {user}" if user else "off",
         str(row["n_threads"] or ABSENT), shape(prompt, decode), _with_sd(prompt),
         f"{first['median'] * 1e3:.1f}" if first else ABSENT, _with_sd(decode),
         f"{share:.0%}" if share else ABSENT, _median_ms(load),

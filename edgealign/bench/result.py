@@ -13,11 +13,12 @@ Row = Mapping[str, Any]
 
 
 def pairs(result: Mapping[str, Any]) -> Iterator[tuple[Row | None, Row | None]]:
-    """Each speed cell's prompt row and decode row; one of them is missing where only the other was measured."""
+    """Each speed cell's prompt row and decode row, bundle by bundle; one is missing where only the other was timed."""
     cells: dict[int, list[Row]] = {}
     for row in result["results"]:
         cells.setdefault(row["cell"], []).append(row)
-    for found in cells.values():
+    order = list(dict.fromkeys(row["bundle"] for row in result["results"]))
+    for found in sorted(cells.values(), key=lambda rows: order.index(rows[0]["bundle"])):
         prompt = next((row for row in found if row["n_prompt"]), None)
         decode = next((row for row in found if row["n_gen"]), None)
         yield prompt, decode
@@ -28,6 +29,14 @@ def shape(prompt: Row | None, decode: Row | None) -> str:
     n_prompt, n_gen = prompt["n_prompt"] if prompt else 0, decode["n_gen"] if decode else 0
     before = prompt["n_depth"] if prompt else decode["n_depth"] if decode else 0
     return f"{n_prompt} + {n_gen}" + (f" after {before}" if before else "")
+
+
+def measure_name(row: Mapping[str, Any]) -> str:
+    """A measure with its tokens and its unit."""
+    if row["measure"] == "decode":
+        return f"decode {row['n_gen']} after {row['n_depth']}, tok/s"
+    after = f" after {row['n_depth']}" if row["n_depth"] else ""
+    return f"prefill {row['n_prompt']}{after}, tok/s"
 
 
 def titles(result: Mapping[str, Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import pytest
 from edgealign.artifact import Artifact, open_artifact
 from edgealign.bench import run as bench
 from edgealign.bench.machine import busy, cpu_busy, machine_card, peak_bytes
+from edgealign.bench.published import read_report
 from edgealign.bench.recipes import BenchRecipe
 from edgealign.bench.report import draw, render
+from edgealign.bench.roofline import bandwidth_share
 from edgealign.bench.rows import speed_rows
 from edgealign.bench.timing import percentile, rates, spread, timed
 from edgealign.errors import OutputError, UsageError
@@ -63,6 +66,8 @@ def test_the_machine_card_names_the_cpu_and_no_person_or_path() -> None:
     assert card["cpu"]
     assert card["cores_usable"] == usable_cores() >= 1
     assert card["versions"]["edgealign"]
+    for package in ("executorch", "onnxruntime-genai", "onnxruntime"):
+        assert (package in card["versions"]) == (find_spec(package.replace("-", "_")) is not None)
     assert 0 <= card["cpu_busy_before"] <= 1
     text = json.dumps(card)
     for private in (os.uname().nodename, str(Path.home()), os.environ.get("USER") or "nobody here"):
@@ -218,6 +223,29 @@ def test_without_an_output_the_result_comes_back_as_data(tiny_bundle: Bundles) -
     assert isinstance(result, dict)
     assert "prefill tok/s" in result["text"]
     assert json.dumps(result)
+
+
+@pytest.mark.runtime
+def test_targets_stand_in_one_table_and_extra_buffers_are_llama_cpps(
+    tiny_bundle: Bundles, onnx_bundle: Bundles, tmp_path: Path
+) -> None:
+    recipe = replace(QUICK, repetitions=2, threads=(1, 2))
+    made = bench.run(recipe, bundles=[tiny_bundle("q4_0"), onnx_bundle("int4")], out=tmp_path / "report")
+    assert isinstance(made, Artifact)
+    result = read_report(made.path).result
+    assert {(row["target"], row["quant"], row["n_threads"], row["user"]) for row in result["results"]} == {
+        (target, quant, threads, user)
+        for target, quant in (("gguf", "q4_0"), ("onnx", "int4")) for threads in (1, 2) for user in (None, "ana")
+    }  # fmt: skip
+    assert all(row["error"] is None for row in result["results"])
+    assert {row["extra_bufts"] is None for row in result["results"] if row["target"] == "onnx"} == {True}
+    assert {row["extra_bufts"] is None for row in result["results"] if row["target"] == "gguf"} == {False}
+    assert [entry["threads"] for entry in result["bandwidth"]] == [1, 2]
+    assert all(1e8 < entry["bytes_per_s"] < 1e13 for entry in result["bandwidth"])
+    assert all(bandwidth_share(result, row) for row in result["results"] if row["n_gen"])
+    assert {bundle["load_threads"] for bundle in result["bundles"]} == {1}
+    alone = bench.measure(replace(recipe, threads=(1,), adapter=False), {"o": read_bundle(onnx_bundle("int4"))})
+    assert "extra buffers" not in render(alone)
 
 
 @pytest.mark.runtime
