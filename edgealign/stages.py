@@ -35,7 +35,7 @@ STAGES: dict[str, Stage] = {
     "personalize": Stage("adapter", "fit one user's adapter from a few choices"),
     "export": Stage("bundle", "convert model and adapters for a runtime, verified before it is published"),
     "verify": Stage("report", "the parity gate again: bundle against the torch reference"),
-    "bench": Stage("report", "prefill, decode, first token, memory, adapter swap"),
+    "bench": Stage("report", "one table: prefill, decode, first token, load, swap, memory, size, KL, bandwidth"),
     "eval": Stage("report", "do the adapters move answers in their users' direction? in torch and as shipped"),
     "eval_language": Stage("report", "how well do models predict held-out text? beside n-gram models of the same text"),
     "eval_chat": Stage("report", "forty fixed prompts: ends turns, keeps to a story, follows a style, same as shipped"),

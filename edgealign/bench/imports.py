@@ -27,8 +27,9 @@ from edgealign.runtimes.session import Bundle, read_bundle
 # What a machine card may hold, and of which type; `bandwidth_gb_s` is what the maker or another program states.
 CARD: Mapping[str, type] = {
     "device": str, "cpu": str, "architecture": str, "flags": list, "cores_usable": int, "cores_logical": int,
-    "ram_bytes": int, "governor": str, "virtual_machine": bool, "os": str, "kernel": str, "libc": str, "python": str,
-    "versions": dict, "load_average_before": list, "cpu_busy_before": float, "bandwidth_gb_s": float,
+    "ram_bytes": int, "cache_bytes": int, "governor": str, "virtual_machine": bool, "os": str, "kernel": str,
+    "libc": str, "python": str, "versions": dict, "load_average_before": list, "cpu_busy_before": float,
+    "bandwidth_gb_s": float,
 }  # fmt: skip
 MOST_ITEMS, LONGEST_TEXT = 100, 500
 

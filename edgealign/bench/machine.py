@@ -35,6 +35,7 @@ def machine_card() -> dict[str, Any]:
         "cores_usable": usable_cores(),
         "cores_logical": os.cpu_count(),
         "ram_bytes": _ram_bytes(),
+        "cache_bytes": last_cache_bytes(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "virtual_machine": "hypervisor" in flags,
         "os": _os_name(),

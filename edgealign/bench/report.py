@@ -39,7 +39,7 @@ def _cells(
     result: Mapping[str, Any], bundle: Mapping[str, Any], prompt: Row | None, decode: Row | None, row: Row
 ) -> list[str]:
     user, first = row["user"], prompt and prompt["ttft_s"]
-    share = decode and bandwidth_share(result, decode)
+    share = bandwidth_share(result, decode) if decode else None
     at_load, at_swap = (row["n_threads"] == bundle[f"{kind}_threads"] for kind in ("load", "swap"))
     load = bundle["adapter_load_s"] if user and at_swap else bundle["load_s"] if not user and at_load else None
     size = bundle["adapter_bytes"].get(user) if user else bundle["file_bytes"]
@@ -47,11 +47,19 @@ def _cells(
         row["target"] or ABSENT, row["quant"] or ABSENT, row["bundle"], f"on: {user}" if user else "off",
         str(row["n_threads"] or ABSENT), shape(prompt, decode), _with_sd(prompt),
         f"{first['median'] * 1e3:.1f}" if first else ABSENT, _with_sd(decode),
-        f"{share:.0%}" if share else ABSENT, _median_ms(load),
+        _share(result, bundle, share), _median_ms(load),
         (_median_ms(bundle["swap_s"]) if at_swap else ABSENT) if user else "-",
         number(row["peak_bytes"] / MIB) if row["peak_bytes"] else ABSENT,
         number(size / MIB) if size else ABSENT, _fidelity(bundle, user),
     ]  # fmt: skip
+
+
+def _share(result: Mapping[str, Any], bundle: Mapping[str, Any], share: float | None) -> str:
+    """Weights that fit the last cache are not read from memory: such a share may be above one, and limits nothing."""
+    if not share:
+        return ABSENT
+    cached = bundle["token_bytes"]["bytes"] <= (result["machine"].get("cache_bytes") or 0)
+    return f"{share:.0%}" + (" (cached)" if cached else "")
 
 
 def _legend(result: Mapping[str, Any]) -> list[str]:
@@ -65,7 +73,8 @@ def _legend(result: Mapping[str, Any]) -> list[str]:
         "swap is to an adapter that is in memory.",
         "",
         "Share of bandwidth: bytes of weights read for a token x decode speed / the machine's read bandwidth with as "
-        "many threads; the KV cache is not counted. KL: mean divergence from torch in 32 bits, adapter off, by "
+        "many threads; the KV cache is not counted. Cached: the weights fit the last cache, and memory limits nothing. "
+        "KL: mean divergence from torch in 32 bits, adapter off, by "
         + ("; ".join(sorted(origins)) or "nothing: no bundle was verified")
         + ". A bundle of 32-bit weights shows its largest difference of a logit instead.",
     ]
@@ -132,6 +141,7 @@ def _machine(result: Mapping[str, Any]) -> list[str]:
         "instruction sets": " ".join(card["flags"] or []) or unknown,
         "cores": f"{card['cores_usable'] or unknown} usable of {card['cores_logical'] or unknown}",
         "memory": f"{card['ram_bytes'] / 2**30:.1f} GiB" if card["ram_bytes"] else unknown,
+        "last cache": f"{card['cache_bytes'] / MIB:.0f} MiB" if card.get("cache_bytes") else unknown,
         "read bandwidth": _bandwidth(result),
         "frequency governor": card["governor"] or "not readable",
         "system": system + python,

@@ -42,6 +42,13 @@ def test_one_table_has_every_target_quantisation_adapter_and_thread_count(make_r
     assert (first["peak MiB"], first["size MiB"], first["KL nat"]) == ("381", "191", "0.01")
 
 
+def test_weights_that_fit_the_cache_are_not_held_against_the_memory(make_result: Any) -> None:
+    small = make_result({("gguf", "q4_0"): 500.0}, card={"cache_bytes": 2**25}, bytes_per_token=2**24)
+    assert table(small)[0]["share of bandwidth"] == "42% (cached)"
+    large = make_result({("gguf", "q4_0"): 500.0}, card={"cache_bytes": 2**25}, bytes_per_token=2**26)
+    assert table(large)[0]["share of bandwidth"] == "168%"
+
+
 def test_loading_and_swapping_stand_where_they_were_measured(make_result: Any) -> None:
     rows = table(make_result({("gguf", "q4_0"): 10.0}, threads=(1, 2)))
     found = {(row["adapter"], row["threads"]): (row["load ms"], row["swap ms"]) for row in rows}
