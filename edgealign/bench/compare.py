@@ -20,7 +20,7 @@ from typing import Any
 from edgealign.artifact import Artifact, open_artifact, publish, refuse_existing
 from edgealign.bench.picture import draw_comparison
 from edgealign.bench.published import Report, read_report
-from edgealign.bench.result import ABSENT, Row, measure_name, number, pairs
+from edgealign.bench.result import ABSENT, UNKNOWN, Row, measure_name, number, pairs
 from edgealign.errors import UsageError
 
 # Parts of a machine card that must agree, and what to call them.
@@ -74,8 +74,9 @@ def find_differences(reports: Mapping[str, Report]) -> list[str]:
         elif part == "cpu" and None in values.values():
             found.append("none of them says which CPU it was")
     for target in sorted({row["target"] for report in reports.values() for row in report.result["results"]}):
-        versions = {name: _version(report, target) for name, report in reports.items()}
-        if len(set(versions.values()) - {None}) > 1:
+        said = {name: _version(report, target) for name, report in reports.items()}
+        versions = {name: version for name, version in said.items() if version is not None}
+        if len(set(versions.values())) > 1:
             found.append(f"{target} ran in different versions: {_list_values(versions)}")
     models = {name: _models(report) for name, report in reports.items()}
     if any(not (mine <= other or other <= mine) for mine in models.values() for other in models.values()):
@@ -161,8 +162,8 @@ def render(result: Mapping[str, Any]) -> str:
     heads += [head for name in others for head in (name, f"{name} / {first}")]
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in result["rows"]:
-        cells = [row["target"], row["quant"] or ABSENT, *([row["bundle"] or ""] if named else []), row["adapter"],
-                 str(row["threads"] or ABSENT), measure_name(row), _cell(row["found"].get(first))]  # fmt: skip
+        cells = [row["target"], row["quant"] or UNKNOWN, *([row["bundle"] or ""] if named else []), row["adapter"],
+                 str(row["threads"] or UNKNOWN), measure_name(row), _cell(row["found"].get(first))]  # fmt: skip
         for name in others:
             cells += [_cell(row["found"].get(name)), _ratio_cell(row["ratios"].get(name))]
         lines.append(f"| {' | '.join(cells)} |")

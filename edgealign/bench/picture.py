@@ -98,7 +98,7 @@ def draw_comparison(result: Mapping[str, Any], file: Path) -> None:
                 axis.text(high, at, f"  {number(found['median'])}{beside}", va="center", fontsize=7)
                 ends.append(high)
         labels = [
-            f"{row['target']} {row['quant'] or ''}{' ' + row['bundle'] if row['bundle'] else ''}, adapter "
+            f"{' '.join(filter(None, (row['target'], row['quant'], row['bundle'])))}, adapter "
             f"{row['adapter']}, {row['threads'] or '?'} threads\n{measure_name(row)}" for row in rows
         ]  # fmt: skip
         axis.set_yticks(range(len(rows)), labels, fontsize=8)

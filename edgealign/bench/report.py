@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgealign.bench.picture import draw as draw
-from edgealign.bench.result import ABSENT, MIB, Row, number, pairs, shape
+from edgealign.bench.result import ABSENT, MIB, UNKNOWN, Row, number, pairs, shape
 from edgealign.bench.roofline import bandwidth_share
 
 COLUMNS = (
@@ -44,8 +44,8 @@ def _cells(
     load = bundle["adapter_load_s"] if user and at_swap else bundle["load_s"] if not user and at_load else None
     size = bundle["adapter_bytes"].get(user) if user else bundle["file_bytes"]
     return [
-        row["target"] or ABSENT, row["quant"] or ABSENT, row["bundle"], f"on: {user}" if user else "off",
-        str(row["n_threads"] or ABSENT), shape(prompt, decode), _with_sd(prompt),
+        row["target"], row["quant"] or UNKNOWN, row["bundle"], f"on: {user}" if user else "off",
+        str(row["n_threads"] or UNKNOWN), shape(prompt, decode), _with_sd(prompt),
         f"{first['median'] * 1e3:.1f}" if first else ABSENT, _with_sd(decode),
         _share(result, bundle, share), _median_ms(load),
         (_median_ms(bundle["swap_s"]) if at_swap else ABSENT) if user else "-",
@@ -95,7 +95,7 @@ def _measures(result: Mapping[str, Any]) -> list[str]:
             if row is None or not row["samples_ns"]:
                 continue
             values = (row[name] for name in ("median_ts", "avg_ts", "stddev_ts", "p90_ts"))
-            head = f"| {row['bundle']} | {row['user'] or 'off'} | {row['n_threads'] or ABSENT} |"
+            head = f"| {row['bundle']} | {row['user'] or 'off'} | {row['n_threads'] or UNKNOWN} |"
             lines.append(f"{head} {what}, tok/s | " + " | ".join(map(number, values)) + " |")
             if row is prompt and row["ttft_s"]:
                 lines.append(f"{head} first token after {row['n_prompt']}, ms | {_milliseconds(row['ttft_s'])} |")
@@ -129,7 +129,7 @@ def _bundles(result: Mapping[str, Any]) -> list[str]:
 
 def _machine(result: Mapping[str, Any]) -> list[str]:
     card = result["machine"]
-    unknown = "not known"
+    unknown = UNKNOWN
     inside = f"{card['architecture'] or unknown}{', virtual machine' if card['virtual_machine'] else ''}"
     system = f"{card['os'] or unknown}, kernel {card['kernel'] or unknown}, {card['libc'] or 'unknown libc'}"
     python = f", Python {card['python']}" if card["python"] else ""
@@ -139,7 +139,7 @@ def _machine(result: Mapping[str, Any]) -> list[str]:
         **({"device": card["device"]} if card.get("device") else {}),
         "CPU": f"{card['cpu'] or unknown} ({inside})",
         "instruction sets": " ".join(card["flags"] or []) or unknown,
-        "cores": f"{card['cores_usable'] or unknown} usable of {card['cores_logical'] or unknown}",
+        "cores": f"{card['cores_usable'] or '?'} usable of {card['cores_logical'] or '?'}",
         "memory": f"{card['ram_bytes'] / 2**30:.1f} GiB" if card["ram_bytes"] else unknown,
         "last cache": f"{card['cache_bytes'] / MIB:.0f} MiB" if card.get("cache_bytes") else unknown,
         "read bandwidth": _bandwidth(result),

@@ -8,6 +8,7 @@ from typing import Any
 
 MIB = 2**20
 ABSENT = "not measured"
+UNKNOWN = "not known"
 
 Row = Mapping[str, Any]
 

@@ -134,6 +134,15 @@ def test_what_is_not_comparable_is_refused_unless_it_is_wanted(
     assert result["matched"] == 8
 
 
+def test_a_version_is_asked_of_the_reports_that_ran_the_target(make_result: Any, make_report: Any) -> None:
+    other = make_result({("onnx", "int4"): 30.0}, version="1.0")
+    both = [make_report("a", make_result(SPEEDS)), make_report("b", other)]
+    assert comparing.run(both)["differences"] == []
+    mixed = [make_report("c", make_result(SPEEDS, version="2.0")), *both]
+    with pytest.raises(UsageError, match=r"gguf ran in different versions: c 2\.0, a 1\.0; onnx"):
+        comparing.run(mixed)
+
+
 def test_an_unknown_cpu_is_not_the_same_cpu(make_result: Any, make_report: Any) -> None:
     unknown = make_result(SPEEDS, card={"cpu": None})
     with pytest.raises(UsageError, match="none of them says which CPU"):

@@ -204,7 +204,7 @@ def test_the_runners_statistics_become_samples(stats: Stats, tmp_path: Path) -> 
     assert result["bundles"][0]["load_s"]["median"] == pytest.approx(0.5)
     assert result["bundles"][0]["load_s"]["n"] == 3
     table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
-    assert table.splitlines()[2].startswith("| executorch | not measured | model | off | 4 | 512 + 100 | 639 ± ")
+    assert table.splitlines()[2].startswith("| executorch | not known | model | off | 4 | 512 + 100 | 639 ± ")
     assert "whole milliseconds" in table
 
 
