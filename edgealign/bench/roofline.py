@@ -22,6 +22,7 @@ READERS = Registry(
     {
         "gguf": "edgealign.runtimes.gguf_header:count_token_bytes",
         "onnx": "edgealign.runtimes.onnx_weights:count_token_bytes",
+        "executorch": "edgealign.runtimes.executorch_weights:count_token_bytes",
     },
 )
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgealign.errors import InputError
+from edgealign.errors import InputError, ToolMissing
 from edgealign.runtimes.executorch_names import FORWARD, ExecutorchArchitecture
 
 if TYPE_CHECKING:
@@ -75,6 +75,21 @@ def stored_weights(
                 yield name, head.kept, head.values
 
 
+def count_token_bytes(file: Path) -> int:
+    """Bytes of weights that one decoded token reads: every constant of `forward`, and one row of the embedding."""
+    program, plan, _ = _open(file)
+    sizes: dict[str, int] = {}
+    for delegate in plan.delegates:
+        for entry in _read_graph(_payload(program, delegate))["constant_data"]:
+            sizes[entry.get("named_key", "")] = int(entry.get("size", 0))
+    total = sum(sizes.values())
+    for _, tensor in _plain_constants(plan):
+        count = math.prod(tensor.sizes) * (4 if int(tensor.scalar_type) == FLOAT else 1)
+        lookup = len(tensor.sizes) == 2 and tensor.sizes[0] > tensor.sizes[1]
+        total += count // tensor.sizes[0] if lookup else count
+    return total
+
+
 def _nearest(wanted: Floats, constants: Iterable[Stored], *, kept: bool | None = None) -> Stored | None:
     """The stored tensor of this shape whose first rows are closest; None where no shape fits."""
     best, least = None, np.inf
@@ -90,32 +105,49 @@ def _nearest(wanted: Floats, constants: Iterable[Stored], *, kept: bool | None =
 
 def _constants(file: Path) -> Iterator[Stored]:
     """The program's own constants, then those of its delegates."""
-    from executorch.exir._serialize._program import deserialize_pte_binary
-
-    read = deserialize_pte_binary(file.read_bytes())
-    plan = next((plan for plan in read.program.execution_plan if plan.name == FORWARD), None)
-    if plan is None:
-        raise InputError(file, f"has no method {FORWARD}", "export it again: edgealign export --target executorch")
-    named = read.named_data
+    program, plan, named = _open(file)
 
     def stored(key: str) -> bytes:
         return bytes(named.buffers[named.pte_data[key].buffer_index])
 
-    yield from _program_constants(read.program, plan)
+    yield from _program_constants(program, plan)
     for delegate in plan.delegates:
-        payload = bytes(read.program.backend_delegate_data[delegate.processed.index].data)
-        yield from _delegate_constants(payload, stored)
+        yield from _delegate_constants(_payload(program, delegate), stored)
+
+
+def _open(file: Path) -> tuple[Any, Any, Any]:
+    """The program, its plan for `forward`, and the data that its delegates ask for by name."""
+    try:
+        from executorch.exir._serialize._program import deserialize_pte_binary
+    except ImportError as error:
+        raise ToolMissing("executorch", "is needed to read it", "pip install 'edgealign[executorch]'") from error
+    try:
+        read = deserialize_pte_binary(file.read_bytes())
+        plan = next(plan for plan in read.program.execution_plan if plan.name == FORWARD)
+    except Exception as error:  # flatc and its reader raise what a damaged file makes them raise
+        reason = f"is no readable ExecuTorch program with a method {FORWARD} ({type(error).__name__})"
+        raise InputError(file, reason, "export it again: edgealign export --target executorch") from error
+    return read.program, plan, read.named_data
+
+
+def _payload(program: Any, delegate: Any) -> bytes:
+    return bytes(program.backend_delegate_data[delegate.processed.index].data)
+
+
+def _plain_constants(plan: Any) -> Iterator[tuple[int, Any]]:
+    """The constant tensors outside of the delegates: place in the constant buffer, tensor."""
+    for value in plan.values:
+        tensor = value.val
+        index = getattr(tensor, "data_buffer_idx", 0)
+        if index and getattr(tensor, "allocation_info", None) is None:
+            yield index, tensor
 
 
 def _program_constants(program: Any, plan: Any) -> Iterator[Stored]:
     """Constant tensors: norms and taps in floats, and an embedding of bytes with a scale for each row."""
     tables: list[tuple[Any, Any]] = []
     scales: list[Any] = []
-    for value in plan.values:
-        tensor = value.val
-        index = getattr(tensor, "data_buffer_idx", 0)
-        if not index or getattr(tensor, "allocation_info", None) is not None:
-            continue
+    for index, tensor in _plain_constants(plan):
         raw, sizes, kind = program.constant_buffer[index].storage, tuple(tensor.sizes), int(tensor.scalar_type)
         if kind == FLOAT:
             values = np.frombuffer(bytes(raw), np.float32, count=math.prod(sizes)).reshape(sizes)
