@@ -1,13 +1,15 @@
-"""Print the support matrix of export/README.md, made from the tables that the programs themselves read.
+"""Print export/README.md: its support matrix is what the tests exported, published and therefore verified.
 
     python export/support_matrix.py            print the README
     python export/support_matrix.py --write    rewrite export/README.md
 
-A test compares the file with this text, so the page cannot promise what the code does not do.
+`pytest --support write` writes `support.json` after a whole run, `--support check` (continuous integration) fails where
+the file says more or less than the run has proved. A test compares the page with this text.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -18,12 +20,12 @@ from edgealign.runtimes.gguf_names import ARCHITECTURES
 from edgealign.runtimes.lora_weights import FOREIGN
 from edgealign.targets import TARGETS
 
-README = Path(__file__).with_name("README.md")
+README, SUPPORT = (Path(__file__).with_name(name) for name in ("README.md", "support.json"))
 MEANING = {
     "f32": "every bit; for proofs", "f16": "half the size", "q8_0": "nearly lossless",
     "q4_0": "smallest, quickest on a CPU", "q4_k_m": "4 bits with more care",
     "fp32": "every bit; for proofs", "int8": "nearly lossless", "int4": "smallest; 8 bits for the head",
-    "int4_k": "4 bits with more care",
+    "int4_k": "4 bits with more care", "8da4w": "4 bits, activations in 8, 8 bits for the head",
 }
 # transformers' own GGUF reader, the second opinion on the tensor map, knows these.
 READ_BACK = {"lfm2": "transformers", "llama": "transformers", "qwen3": "transformers", "gemma3_text": "transformers"}
@@ -41,6 +43,7 @@ what its own runtime has loaded and found equal to torch.
 ```
 edgealign export --target gguf --model MODEL --out BUNDLE --quant q4_0 --adapter ana=ADAPTER
 edgealign export --target onnx --model MODEL --out BUNDLE --quant int4 --adapter ana=ADAPTER
+edgealign export --target executorch --model MODEL --out BUNDLE --quant 8da4w --adapter ana=ADAPTER
 python export/to_gguf.py --model MODEL --out BUNDLE --recipe export/recipes/gguf-q4_0.toml --adapter ana=ADAPTER
 ```
 
@@ -57,17 +60,19 @@ def readme() -> str:
 
 
 def _matrix() -> str:
+    cells = {tuple(cell) for cell in json.loads(SUPPORT.read_text(encoding="utf-8"))}
+    kinds = [kind for kind in EXAMPLES if any(cell[2] == kind for cell in cells)]
     lines = [
-        "## Target x quantisation x adapter kind", "",
-        _row("target", "quantisation", "base or merged model", "LoRA, rsLoRA, alpha and rank patterns", "other"),
-        _row(*["---"] * 5),
+        "## Target x quantisation x architecture x adapter", "",
+        "What the tests have exported, verified and published; *LoRA*: with users, one file each (rsLoRA, alpha and",
+        "rank patterns included). A dot: the tests do not run it.", "",
+        _row("target", "quantisation", *kinds), _row(*["---"] * (2 + len(kinds))),
     ]
     for target in TARGETS:
         for quant in QUANTS[target]:
-            stored = "float32 file" if quant == "f32" or target == "onnx" else "float16 file"
-            lines.append(
-                _row(target, f"{quant}: {MEANING[quant]}", "yes", f"yes, one {stored} per user", "refused, see below")
-            )
+            carriers = [{cell[3] for cell in cells if cell[:3] == (target, quant, kind)} for kind in kinds]
+            words = ["LoRA" if "lora" in found else "base" if found else "·" for found in carriers]
+            lines.append(_row(target, f"{quant}: {MEANING[quant]}", *words))
     return "\n".join([*lines, ""])
 
 
@@ -92,7 +97,7 @@ def _gates() -> str:
 def _architectures() -> str:
     lines = [
         "## Architectures", "",
-        _row("model type", "llama.cpp's name", "models", "GGUF read back by", "32-bit gate, GGUF", "32-bit gate, ONNX"),
+        _row("model type", "llama.cpp's name", "models", "GGUF read back by", "32-bit gate, GGUF", "the others"),
         _row(*["---"] * 6),
     ]
     for kind, table in ARCHITECTURES.items():
@@ -128,8 +133,8 @@ def _inside() -> str:
     return """\
 ## How it works
 
-- `to_gguf.py` and `to_onnx.py` are the programs: order of work, what is in a bundle. What both do alike (arguments,
-  inputs, the gate, the answer) is in `export_program.py`.
+- `to_gguf.py`, `to_onnx.py` and `to_executorch.py` are the programs: order of work, what is in a bundle. What all do
+  alike (arguments, inputs, the gate, the answer) is in `export_program.py`.
 - `gguf_model.py` writes the 32-bit file, one tensor at a time, from the table in `edgealign/runtimes/gguf_names.py`.
 - `gguf_vocab.py` writes the tokenizer, and refuses one that llama.cpp would cut differently.
 - `gguf_quantize.py` calls llama.cpp's own quantiser, with an importance matrix from `--calibration` text if given.
@@ -139,6 +144,29 @@ def _inside() -> str:
 - A user's LoRA becomes an `.onnx_adapter` with those inputs, by `edgealign/runtimes/onnx_adapter.py`, without torch.
 - `genai_check.py` opens the finished folder in onnxruntime-genai: same token ids, same logits, users in turn.
 - An ONNX graph has positions for at most 32,768 tokens unless the recipe's `context` says more.
+- `executorch_model.py` fills ExecuTorch's own definition of the model and replaces its short convolution, norms and
+  linear layers; `executorch_lower.py` lowers two methods over the same weights: `forward(tokens, input_pos)`, and
+  `adapted(tokens, input_pos, A, B, ...)` with a user's matrices in the order of `adapter_inputs.json`.
+- A user's LoRA becomes a `.safetensors` with those matrices, by `edgealign/runtimes/executorch_adapter.py`.
+- `runner_check.py` opens the finished folder in ExecuTorch's own `TextLLMRunner`: same greedy text, twice.
+- An ExecuTorch program holds its KV cache for at most 4,096 tokens unless the recipe's `context` says more, and takes
+  511 tokens at once. Groups of 32 weights share a scale in bfloat16.
+
+## What upstream does, and what that means here
+
+- ExecuTorch 1.5.1's LFM2 never empties the convolution's state: a second conversation is off by 0.01 to 0.03. Ours is
+  emptied at position 0, a test proves it, and another shows that upstream's does not pass the gate.
+- ExecuTorch's `TextLLMRunner` drives `forward` only: it speaks for the base model, and it goes on with the last
+  conversation unless `reset()` is called. Reports of its degenerating on LFM2.5 (executorch#21858) were not met here.
+- ExecuTorch's own LoRA knows no LFM2 (its key map has Llama's names only); the inputs of `adapted` replace it.
+- `edgealign export --target gguf` needs llama.cpp to know the architecture; it does not know LFM3.
+
+## Why not Optimum
+
+Optimum's exporters would be the usual way. Today optimum-onnx 0.1.0 needs transformers below 4.58 and has no LFM2, and
+optimum-executorch pins transformers 5.0.0rc1, static caches only, no LFM2; LFM2 with its cache needs 5.x. They come
+back when they accept transformers 5.23 and export a hybrid cache: then `genai_model.py` and `executorch_model.py` are
+what they would replace, behind the same gate.
 """
 
 

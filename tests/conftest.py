@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,59 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
 
 TinyLora = Callable[..., Path]
+SUPPORT = Path(__file__).resolve().parents[1] / "export" / "support.json"
+PROVED = pytest.StashKey[set[tuple[str, str, str, str]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--support", choices=("check", "write"),
+        help="compare export/support.json with what this run exported and verified, or write it (whole runs only)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[PROVED] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """What a passing test has exported and published counts as supported: its gate has passed."""
+    report = yield
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.when == "call" and report.passed and folder is not None:
+        for manifest in folder.glob("**/manifest.json"):
+            item.config.stash[PROVED].update(_proved(json.loads(manifest.read_text(encoding="utf-8"))))
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    wanted = session.config.getoption("--support")
+    if wanted is None:
+        return
+    proved = sorted(session.config.stash[PROVED])
+    if wanted == "write":
+        lines = ",\n".join(f" {json.dumps(cell)}" for cell in proved)
+        SUPPORT.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        return
+    stated = {tuple(cell) for cell in json.loads(SUPPORT.read_text(encoding="utf-8"))}
+    for cell in sorted(stated ^ set(proved)):
+        what = "is promised, and this run did not prove it" if cell in stated else "was proved, and is not written down"
+        print(f"\nsupport matrix: {' '.join(cell)} {what}: pytest --support write; export/support_matrix.py --write")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _proved(manifest: dict[str, Any]) -> set[tuple[str, str, str, str]]:
+    """(target, quantisation, architecture, carrier) of a published bundle; architectures by transformers' names."""
+    from edgealign.runtimes.gguf_names import ARCHITECTURES
+
+    if (manifest.get("kind"), manifest.get("stage")) != ("bundle", "export"):
+        return set()
+    meta = manifest["meta"]
+    names = {table.name: kind for kind, table in ARCHITECTURES.items()}
+    kind = names.get(meta["architecture"], meta["architecture"]) if meta["target"] == "gguf" else meta["architecture"]
+    carriers = ["base", *(["lora"] if meta["adapters"] else [])]
+    return {(meta["target"], meta["quant"], kind, carrier) for carrier in carriers}
 
 
 @pytest.fixture(scope="session")

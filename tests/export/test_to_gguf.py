@@ -12,7 +12,7 @@ import pytest
 
 from edgealign.artifact import Artifact, open_artifact
 from edgealign.errors import ArtifactError, CheckFailed, OutputError, RecipeError, ToolMissing, UsageError
-from edgealign.export_recipes import ExportRecipe
+from edgealign.export_recipes import QUANTS, ExportRecipe
 from edgealign.runtimes.gguf_header import check_gguf
 
 TinyLora = Callable[..., Path]
@@ -61,6 +61,40 @@ def test_a_quantised_bundle_with_two_users_is_published_with_its_proofs(
     assert [entry.role for entry in bundle.manifest.inputs] == ["model", "adapter ana", "adapter ben", "calibration"]
     assert "boats" not in (bundle.path / "manifest.json").read_text(encoding="utf-8")
     assert not [name for name in leftovers(tmp_path) if name.startswith(".")]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate opens its sessions here and not in child processes, which is quicker."""
+    from edgealign.parity_logits import Subject
+    from edgealign.runtimes.llamacpp import LlamaSession
+
+    def opened(subject: Subject, *, exact: bool) -> LlamaSession:
+        return LlamaSession(subject.bundle.model_file, threads=1, context=256, exact=exact)
+
+    monkeypatch.setattr(Subject, "open", opened)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("quant", QUANTS["gguf"])
+def test_every_quantisation_is_exported_with_a_user(
+    in_process: None, quant: str, tiny_model: Path, tiny_lora: TinyLora, tmp_path: Path
+) -> None:
+    users = {"ana": tiny_lora(seed=1, strength=0.3)}
+    bundle = export(tiny_model, tmp_path / "bundle", users, quant=quant, exact_gate=False)
+    assert (bundle.meta["quant"], set(bundle.meta["adapters"])) == (quant, {"ana"})
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("name", ["lfm2-moe", "llama", "qwen3", "gemma3"])
+def test_other_architectures_are_exported_with_a_user(
+    in_process: None, name: str, small_model: Callable[[str], Path], tiny_lora: TinyLora, tmp_path: Path
+) -> None:
+    base = small_model(name)
+    users = {"ana": tiny_lora(seed=1, strength=0.3, base=base)}
+    for quant in ("f32", "q8_0"):
+        bundle = export(base, tmp_path / quant, users, quant=quant, exact_gate=False)
+        assert all(check.passed for check in bundle.manifest.checks)
 
 
 def swap_two_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,6 +215,16 @@ def test_the_numbers_of_torch_and_genai_in_32_bits(in_process: None, tiny_model:
     assert bundle.meta["context"] == 64
 
 
+@pytest.mark.runtime
+@pytest.mark.parametrize("quant", ["int8", "int4", "int4_k"])
+def test_every_quantisation_is_exported_with_a_user(
+    in_process: None, quant: str, tiny_model: Path, tiny_lora: TinyLora, tmp_path: Path
+) -> None:
+    users = {"ana": tiny_lora(seed=1, strength=0.3)}
+    bundle = export(tiny_model, tmp_path / "bundle", users, quant=quant, exact_gate=False)
+    assert (bundle.meta["quant"], set(bundle.meta["adapters"])) == (quant, {"ana"})
+
+
 def small_loras(base: Path, tiny_lora: TinyLora) -> dict[str, Path]:
     return {"ana": tiny_lora(seed=1, base=base, strength=0.3)}
 
