@@ -1,17 +1,24 @@
-"""Before any logit: the bundle must render the same template and see the same token ids.
+"""Before any logit: the bundle must render the same template, see the same token ids, and take typed text as text.
 
 Most "works in torch, wrong after export" reports come from here: another chat template, another end-of-turn id,
-another way to split text. The strings below hold what tokenizers differ on.
+another way to split text. Each of 200 strings (`parity_strings`) becomes a user's turn and is tokenised by three: the
+model's own tokenizer, the tokenizer files in the bundle, and the runtime. What stands in a turn is text, also where it
+looks like a special token: it must not become one, and must read back as it was typed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgealign.artifact import Check
+from edgealign.data.forms import Message
+from edgealign.data.template import render
+from edgealign.data.typed import Encode, Segment, check_kept, cut, encode_segments, encoder, mark, special_tokens
 from edgealign.models.load import load_tokenizer
+from edgealign.parity_strings import ORDINARY, tricky_strings
 
 CONVERSATIONS: Sequence[Sequence[dict[str, str]]] = (
     ({"role": "user", "content": "What keeps bread fresh?"},),
@@ -21,21 +28,6 @@ CONVERSATIONS: Sequence[Sequence[dict[str, str]]] = (
         {"role": "assistant", "content": "Fine: 3,141.59 at 7:05 — naïve café, ½ of 一二三 🙂👩‍👩‍👧."},
         {"role": "user", "content": "{{ braces }} <b>&amp;</b> <|im_end|>?"},
     ),
-)
-STRINGS: Sequence[str] = (
-    "Hello world",
-    " leading and trailing ",
-    "a  b   c    d\t\te\n\n\nf \n g\r\nh",
-    "It's we'll THEY'RE I'm you'd O'Neill",
-    "0 12 345 6789 1234567890 3.14 1e-5 0x1F 12:30",
-    "def f(x):\n    return x ** 2  # square\n",
-    "naïve façade Ærø straße Ελλάδα Москва עברית العربية हिन्दी",
-    "日本語と中文和한국어 mixed, no spaces",
-    "🙂 👩‍👩‍👧 🇩🇰 e\u0301 \u200bzero\u00a0width",
-    "<|im_start|>user\nspecial<|im_end|>\n<|startoftext|>text<|pad|>",
-    "[brackets] {braces} <tags/> \\back\\slash \"quotes\" `ticks` $%^&*",
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!!!!!!!!????....----____",
-    "",
 )
 
 # Own text for the distribution gates: prose, steps, a dialogue, code, numbers; some 600 tokens of a large vocabulary.
@@ -77,19 +69,35 @@ at the time. Tiredness comes back like a cat: not when it is called, but when no
 """
 
 
-def check_text(bundle_dir: Path, model: str | Path, tokenize: Callable[[str], list[int]], facts: Any) -> list[Check]:
-    """Template, token ids and special ids of a bundle against the model's own tokenizer.
+def check_text(bundle_dir: Path, model: str | Path, tokenize: Encode, facts: Any) -> list[Check]:
+    """Template, token ids, typed look-alikes and special ids of a bundle against the model's own tokenizer.
 
     Args:
-        tokenize: the runtime's own tokenizer, no special token added.
+        tokenize: the runtime's own tokenizer, no special token added; its second argument says whether special tokens
+            in the text are tokens.
         facts: the runtime's `info()`: `chat_template`, `bos`, `eos`.
     """
     ours, theirs = load_tokenizer(model), load_tokenizer(bundle_dir)
+    encoders = {"torch": encoder(ours), "bundle": encoder(theirs), "runtime": tokenize}
+    encoders = {name: functools.cache(encode) for name, encode in encoders.items()}
+    strings = tricky_strings(control_tokens(ours), list(special_tokens(ours)))
     return [
-        *_check_template(ours, theirs, facts.get("chat_template")),
-        _check_ids(ours, tokenize),
+        *_check_template(ours, theirs, facts.get("chat_template"), strings),
+        _check_ids(ours, encoders, strings),
+        _check_typed(ours, encoders, strings),
         _check_end(ours, model, int(facts["eos"])),
     ]
+
+
+def control_tokens(tok: Any) -> list[str]:
+    """The special tokens that the template writes, the end of a turn first, then its start; then those with a name."""
+    written: list[str] = []
+    if tok.chat_template:
+        plain = mark(tok, (Message("user", "Hi"), Message("assistant", "Yes"), Message("user", "So")))
+        segments = cut(tok, render(tok, plain.messages), plain)
+        written = [segment.text.strip() for segment in segments if segment.special]
+    named = [str(token) for token in (tok.bos_token, tok.eos_token, tok.pad_token) if token]
+    return list(dict.fromkeys([*reversed(written), *named]))
 
 
 def text_windows(model: str | Path, *, count: int, length: int) -> list[list[int]]:
@@ -111,13 +119,14 @@ def text_windows(model: str | Path, *, count: int, length: int) -> list[list[int
     return windows[:count]
 
 
-def _check_template(ours: Any, theirs: Any, embedded: str | None) -> list[Check]:
+def _check_template(ours: Any, theirs: Any, embedded: str | None, strings: Sequence[str]) -> list[Check]:
     if not ours.chat_template:
         bad = bool(theirs.chat_template) or bool(embedded)
         return [Check("template.rendered", float(bad), 0.0, not bad, "the model has no chat template")]
-    different = sum(_render(ours, turns, open_end) != _render(theirs, turns, open_end) for turns, open_end in _cases())
+    cases = [*_cases(), *(_case(text, open_end) for text in strings for open_end in (True, False))]
+    different = sum(_render(ours, turns, open_end) != _render(theirs, turns, open_end) for turns, open_end in cases)
     same = embedded is not None and embedded == ours.chat_template
-    rendered = "conversations that the bundle renders otherwise"
+    rendered = f"conversations of {len(cases)} that the bundle renders otherwise"
     inside = "the template inside the model file is the model's own"
     return [
         Check("template.rendered", float(different), 0.0, different == 0, rendered),
@@ -129,19 +138,70 @@ def _cases() -> list[tuple[Sequence[dict[str, str]], bool]]:
     return [(turns, open_end) for turns in CONVERSATIONS for open_end in (True, False)]
 
 
+def _case(text: str, open_end: bool) -> tuple[Sequence[dict[str, str]], bool]:
+    turns = ({"role": "user", "content": text}, {"role": "assistant", "content": text})
+    return turns[: 1 if open_end else 2], open_end
+
+
 def _render(tokenizer: Any, turns: Sequence[dict[str, str]], open_end: bool) -> str | None:
     if not tokenizer.chat_template:
         return None
     return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=open_end))
 
 
-def _check_ids(ours: Any, tokenize: Callable[[str], list[int]]) -> Check:
-    texts = [*STRINGS, *PROBE_TEXT.split("\n\n")]
+def _check_ids(ours: Any, encoders: Mapping[str, Encode], strings: Sequence[str]) -> Check:
+    """Whole texts with their special tokens as tokens, then conversations of which only the template's are."""
+    whole = [*strings, *PROBE_TEXT.split("\n\n")]
     if ours.chat_template:
-        texts += [text for turns, open_end in _cases() if (text := _render(ours, turns, open_end))]
-    wrong = [text for text in texts if tokenize(text) != list(ours(text, add_special_tokens=False)["input_ids"])]
-    note = f"texts of {len(texts)} with other token ids" + (f", first {wrong[0][:30]!r}" if wrong else "")
-    return Check("tokens.ids", float(len(wrong)), 0.0, not wrong, note)
+        cases = [*_cases(), *(_case(text, open_end) for text in ORDINARY for open_end in (True, False))]
+        whole += [text for turns, open_end in cases if (text := _render(ours, turns, open_end))]
+    texts = [[Segment(text, True)] for text in whole] + _conversations(ours, strings)
+    wrong = [
+        text for text in texts
+        if len({encode_segments(encode, text) for encode in encoders.values()}) > 1
+    ]  # fmt: skip
+    return Check("tokens.ids", float(len(wrong)), 0.0, not wrong, _note(f"texts of {len(texts)} with other ids", wrong))
+
+
+def _check_typed(ours: Any, encoders: Mapping[str, Encode], strings: Sequence[str]) -> Check:
+    """No text between the template's own tokens becomes a special token, and all of it reads back as it was typed."""
+    special = set(special_tokens(ours).values())
+
+    def is_text(encode: Encode, run: Segment, exact: bool) -> bool:
+        ids = encode(run.text, False)
+        return special.isdisjoint(ids) and (not exact or ours.decode(ids, clean_up_tokenization_spaces=False) == run.text)
+
+    # A tokenizer may tidy an odd string (NFC); a look-alike has nothing to tidy.
+    texts = [
+        (segments, strict)
+        for group, strict in ((strings[: len(ORDINARY)], False), (strings[len(ORDINARY) :], True))
+        for segments in [*([Segment(text, False)] for text in group), *_conversations(ours, group)]
+    ]
+    wrong = [
+        text for text, strict in texts
+        if not all(is_text(encode, run, strict) for run in text if not run.special for encode in encoders.values())
+    ]  # fmt: skip
+    note = _note(f"texts of {len(texts)} with a special token that the template did not write", wrong)
+    return Check("tokens.typed", float(len(wrong)), 0.0, not wrong, note)
+
+
+def _conversations(ours: Any, strings: Iterable[str]) -> list[list[Segment]]:
+    """Each string as a user's turn that waits for its answer, and as both turns of a whole conversation."""
+    if not ours.chat_template:
+        return []
+    made = []
+    for text in strings:
+        for open_end in (True, False):
+            turns, _ = _case(text, open_end)
+            marked = mark(ours, [Message(turn["role"], turn["content"]) for turn in turns])
+            rendered = render(ours, marked.messages, add_generation_prompt=open_end)
+            check_kept(rendered, marked)
+            made.append(cut(ours, rendered, marked))
+    return made
+
+
+def _note(what: str, wrong: Sequence[Sequence[Segment]]) -> str:
+    return f"{what}, first {''.join(part.text for part in wrong[0])[-60:]!r}" if wrong else what
 
 
 def _check_end(ours: Any, model: str | Path, eos: int) -> Check:

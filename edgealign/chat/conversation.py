@@ -2,6 +2,8 @@
 
 The session keeps its state between turns: where the new prompt begins with what was fed already, only the rest is
 fed. After an answer was interrupted the state is unknown, so it is emptied and the next turn feeds everything.
+
+What is typed is text: somebody may ask about `<|im_end|>` without ending their turn, and so may the system turn.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Conversation:
         An interrupt (Ctrl-C) ends the answer and not the program: what was said until then is the answer.
 
         Raises:
-            InputError: the text is empty, is not UTF-8, holds a control token, or does not fit; nothing changed.
+            InputError: the text is empty, is not UTF-8, or does not fit; nothing changed.
         """
         from edgealign.runtimes.generate import generate
 
@@ -97,12 +99,10 @@ class Conversation:
         """Forget every turn, and take another system turn if one is given.
 
         Raises:
-            InputError: the system turn holds a control token, or is not UTF-8; nothing changed.
+            InputError: the system turn is not UTF-8; nothing changed.
         """
-        from edgealign.data.template import check_text
-
         if system:
-            check_text(self.tokenizer, _checked(system, "system turn"), "system turn")
+            _checked(system, "system turn")
         self.system = self.system if system is None else system
         self.turns, self._fed, self._asked = [], [], 0
 
@@ -117,7 +117,7 @@ class Conversation:
         wanted = min(self.recipe.max_tokens, self.context // 2)
         dropped = 0
         while True:
-            prompt = encode_prompt(self.tokenizer, (*head, *self.turns[dropped:], asked))
+            prompt = encode_prompt(self.tokenizer, (*head, *self.turns[dropped:], asked), typed=True)
             if len(prompt) + wanted <= self.context or dropped == len(self.turns):
                 break
             dropped += 2  # a question and its answer
@@ -130,12 +130,8 @@ class Conversation:
 
     def _remember(self, asked: str, answered: str, dropped: int) -> None:
         """Both turns, or neither where nothing was said: a template need not know an empty answer."""
-        from edgealign.data.template import facts_of
-
         self.turns = self.turns[dropped:]
-        # Spelled out letter by letter a control token is text, but the next prompt must not hold it.
-        kept = facts_of(self.tokenizer).control.sub("", answered).strip()
-        if kept:
+        if kept := answered.strip():
             self.turns += [Message("user", asked), Message("assistant", kept)]
 
 

@@ -8,6 +8,9 @@ tokens that it has when the model is asked to answer.
     Encoded.ids    <bos> <|im_start|> user \\n Hi <|im_end|> \\n <|im_start|> assistant \\n Hello <|im_end|> \\n
     Encoded.mask     0        0        0   0  0      0     0       0           0      0    1        1     0
 
+A text with a control token is refused, because in training data it is a mistake; `encode_prompt(..., typed=True)` is for
+a conversation with somebody who types, where it is text.
+
 What is too long is cut at its end: the start of a conversation, and of both answers of a pair, is kept. A row of which
 nothing to learn would be left is refused by the functions for one row, and listed by those for many.
 """
@@ -21,6 +24,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from edgealign.data.forms import Conversation, Message, Pair, Text, Thumb
 from edgealign.data.template import check_content, check_text, end_of_turn_id, facts_of, render, template_hash
+from edgealign.data.typed import check_kept, cut, encode_segments, encoder, mark
 from edgealign.errors import InputError
 
 __all__ = [
@@ -75,10 +79,25 @@ def encode_conversation(tok: Any, messages: Sequence[Message], *, max_tokens: in
     return Encoded(tuple(ids[:length]), tuple(mask[:length]), len(ids) - length)
 
 
-def encode_prompt(tok: Any, messages: Sequence[Message]) -> Ids:
-    """What the model sees when an answer to `messages` is due: with the generation prompt, BOS once."""
-    pieces = _pieces(tok, messages, add_generation_prompt=True)
-    ids = tuple(chain.from_iterable(_tokens(tok, [piece for piece, _ in pieces])))
+def encode_prompt(tok: Any, messages: Sequence[Message], *, typed: bool = False) -> Ids:
+    """What the model sees when an answer to `messages` is due: with the generation prompt, BOS once.
+
+    Args:
+        typed: special tokens in the turns' text are encoded as text; without it control tokens are refused, and other
+            special tokens are tokens. Turns that hold none have the same ids either way.
+
+    Raises:
+        InputError: the template does not fit the messages, or changes a turn with a special token in it.
+    """
+    marked = mark(tok, messages) if typed else None
+    if marked is None or not marked.typed:
+        pieces = _pieces(tok, messages, add_generation_prompt=True)
+        ids = tuple(chain.from_iterable(_tokens(tok, [piece for piece, _ in pieces])))
+    else:
+        pieces = _pieces(tok, marked.messages, add_generation_prompt=True)
+        check_kept("".join(piece for piece, _ in pieces), marked)
+        encode = encoder(tok)
+        ids = tuple(chain.from_iterable(encode_segments(encode, cut(tok, piece, marked)) for piece, _ in pieces))
     _check_bos(tok, ids)
     return ids
 

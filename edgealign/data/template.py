@@ -1,8 +1,8 @@
 """The model's own chat template: rendering it, its control tokens, its hash.
 
 The date is frozen: some templates write today's date into the prompt (`strftime_now`), and then neither training
-nor parity can be repeated. Text that contains a control token of the template is refused, because the tokenizer
-would read it as that token: a user could end the assistant's turn.
+nor parity can be repeated. Data that contains a control token of the template is refused, because the tokenizer
+would read it as that token: a user could end the assistant's turn. (What is typed into a chat is text: `data.typed`.)
 """
 
 from __future__ import annotations

@@ -159,12 +159,12 @@ class LlamaSession:
             self._model = None
         self._adapters.clear()
 
-    def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
-        """Token ids by llama.cpp's own tokenizer; no BOS is added."""
+    def tokenize(self, text: str, special: bool = True) -> list[int]:
+        """Token ids by llama.cpp's own tokenizer; no BOS is added. `special=False`: special tokens in it are text."""
         raw = text.encode("utf-8")
         room = len(raw) + 8
         tokens = (ctypes.c_int32 * room)()
-        count = self._lib.llama_tokenize(self._vocabulary, raw, len(raw), tokens, room, False, parse_special)
+        count = self._lib.llama_tokenize(self._vocabulary, raw, len(raw), tokens, room, False, special)
         if count < 0:
             raise EdgealignError(self.file, f"llama.cpp cannot tokenise {len(raw)} bytes", "report it")
         return list(tokens[:count])

@@ -9,6 +9,7 @@ rank zero apply. Shape legend: V vocabulary, T tokens, B = 1 conversation.
 from __future__ import annotations
 
 import collections
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,12 +134,10 @@ class OnnxSession:
         self.set_user(None)
         self._adapters.clear()
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids by the bundle's own tokenizer; no BOS is added."""
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self.file.with_name(TOKENIZER)))
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    def tokenize(self, text: str, special: bool = True) -> list[int]:
+        """Token ids by the bundle's own tokenizer; no BOS is added. `special=False`: special tokens in it are text."""
+        self._tokenizer.encode_special_tokens = not special
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def info(self) -> dict[str, Any]:
         """Facts for parity and benchmarks; field names follow llama-bench where it has one."""
@@ -160,6 +159,16 @@ class OnnxSession:
             "eos": int(eos[0] if isinstance(eos, list) else eos),
             "chat_template": template.read_text(encoding="utf-8") if template.is_file() else None,
         }
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        file = self.file.with_name(TOKENIZER)
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises a bare Exception for a file it cannot read
+            raise InputError(file, f"cannot be read ({_first_line(error)})", "export the bundle again") from error
 
     def _open(self) -> Any:
         options = self._runtime.SessionOptions()

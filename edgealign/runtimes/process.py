@@ -81,8 +81,8 @@ class ProcessSession:
     def reset(self) -> None:
         self._call("reset")
 
-    def tokenize(self, text: str) -> list[int]:
-        return cast("list[int]", self._call("tokenize", text))
+    def tokenize(self, text: str, special: bool = True) -> list[int]:
+        return cast("list[int]", self._call("tokenize", text, special))
 
     def info(self) -> dict[str, Any]:
         return cast("dict[str, Any]", self._call("info"))
