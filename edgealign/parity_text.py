@@ -3,13 +3,14 @@
 Most "works in torch, wrong after export" reports come from here: another chat template, another end-of-turn id,
 another way to split text. Each of 200 strings (`parity_strings`) becomes a user's turn and is tokenised by three: the
 model's own tokenizer, the tokenizer files in the bundle, and the runtime. What stands in a turn is text, also where it
-looks like a special token: it must not become one, and must read back as it was typed.
+looks like a special token: it must not become one, and must read back as it was typed. Strings alone use few merges of
+a large vocabulary, so every word of the vocabulary is tokenised too, in company: alone, some tokenizers take it whole.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgealign.data.typed import Encode, Segment, check_kept, cut, encode_segmen
 from edgealign.models.load import load_tokenizer
 from edgealign.parity_strings import ORDINARY, tricky_strings
 
+WORDS_PER_TEXT = 250
 CONVERSATIONS: Sequence[Sequence[dict[str, str]]] = (
     ({"role": "user", "content": "What keeps bread fresh?"},),
     (
@@ -81,10 +83,13 @@ def check_text(bundle_dir: Path, model: str | Path, tokenize: Encode, facts: Any
     encoders = {"torch": encoder(ours), "bundle": encoder(theirs), "runtime": tokenize}
     encoders = {name: functools.cache(encode) for name, encode in encoders.items()}
     strings = tricky_strings(control_tokens(ours), list(special_tokens(ours)))
+    texts = [*strings, *PROBE_TEXT.split("\n\n"), *vocabulary_texts(ours)]
+    turns = [(text, segments) for text in strings for segments in _conversations(ours, text)]
     return [
         *_check_template(ours, theirs, facts.get("chat_template"), strings),
-        _check_ids(ours, encoders, strings),
-        _check_typed(ours, encoders, strings),
+        _check_files(ours, theirs),
+        _check_ids(ours, encoders, texts, [segments for _, segments in turns]),
+        _check_typed(ours, encoders, [*((text, [Segment(text, False)]) for text in strings), *turns]),
         _check_end(ours, model, int(facts["eos"])),
     ]
 
@@ -98,6 +103,21 @@ def control_tokens(tok: Any) -> list[str]:
         written = [segment.text.strip() for segment in segments if segment.special]
     named = [str(token) for token in (tok.bos_token, tok.eos_token, tok.pad_token) if token]
     return list(dict.fromkeys([*reversed(written), *named]))
+
+
+def vocabulary_texts(tok: Any) -> list[str]:
+    """Every word of the vocabulary that is text: twice, and before a letter of one and of two bytes.
+
+    A merge that is missing changes one of these (40 of 40 tried on the starter; the 200 strings notice 5 of 60).
+    """
+    special = set(special_tokens(tok).values())
+    numbers = [[number] for number in range(len(tok)) if number not in special]
+    decoded = tok.batch_decode(numbers, clean_up_tokenization_spaces=False)
+    # Not parts of characters, and not the names of rows that no merge leads to (<|reserved_7|>).
+    words = [word for word in decoded if word and "\ufffd" not in word and not word.startswith("<|")]
+    lines = [line for word in words for line in (word + word.lstrip(), f"{word}q", f"{word}é")]
+    size = 3 * WORDS_PER_TEXT
+    return ["\n".join(lines[start : start + size]) for start in range(0, len(lines), size)]
 
 
 def text_windows(model: str | Path, *, count: int, length: int) -> list[list[int]]:
@@ -149,54 +169,62 @@ def _render(tokenizer: Any, turns: Sequence[dict[str, str]], open_end: bool) -> 
     return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=open_end))
 
 
-def _check_ids(ours: Any, encoders: Mapping[str, Encode], strings: Sequence[str]) -> Check:
-    """Whole texts with their special tokens as tokens, then conversations of which only the template's are."""
-    whole = [*strings, *PROBE_TEXT.split("\n\n")]
+def _check_files(ours: Any, theirs: Any) -> Check:
+    """The tokenizer files in the bundle, word for word: a merge in another place may show in one text of many."""
+    same = str(ours.backend_tokenizer.to_str()) == str(theirs.backend_tokenizer.to_str())
+    return Check("tokens.files", float(not same), 0.0, same, "the bundle's tokenizer.json says what the model's does")
+
+
+def _check_ids(
+    ours: Any, encoders: Mapping[str, Encode], strings: Sequence[str], turns: Sequence[Sequence[Segment]]
+) -> Check:
+    """Whole texts, whose special tokens are tokens, and conversations, of which only the template's are."""
+    whole = list(strings)
     if ours.chat_template:
         cases = [*_cases(), *(_case(text, open_end) for text in ORDINARY for open_end in (True, False))]
-        whole += [text for turns, open_end in cases if (text := _render(ours, turns, open_end))]
-    texts = [[Segment(text, True)] for text in whole] + _conversations(ours, strings)
-    wrong = [
-        text for text in texts
-        if len({encode_segments(encode, text) for encode in encoders.values()}) > 1
-    ]  # fmt: skip
+        whole += [text for case in cases if (text := _render(ours, *case))]
+    texts = [*([Segment(text, True)] for text in whole), *turns]
+    wrong = [text for text in texts if len({encode_segments(encode, text) for encode in encoders.values()}) > 1]
     return Check("tokens.ids", float(len(wrong)), 0.0, not wrong, _note(f"texts of {len(texts)} with other ids", wrong))
 
 
-def _check_typed(ours: Any, encoders: Mapping[str, Encode], strings: Sequence[str]) -> Check:
-    """No text between the template's own tokens becomes a special token, and all of it reads back as it was typed."""
+def _check_typed(
+    ours: Any, encoders: Mapping[str, Encode], texts: Sequence[tuple[str, Sequence[Segment]]]
+) -> Check:
+    """No text between the template's own tokens becomes a special token, and a look-alike reads back as it was typed.
+
+    Args:
+        texts: what was typed, and the segments that hold it.
+    """
     special = set(special_tokens(ours).values())
+    ordinary = set(ORDINARY)  # of which a tokenizer may tidy an odd one (NFC); a look-alike has nothing to tidy
 
-    def is_text(encode: Encode, run: Segment, exact: bool) -> bool:
-        ids = encode(run.text, False)
-        return special.isdisjoint(ids) and (not exact or ours.decode(ids, clean_up_tokenization_spaces=False) == run.text)
+    def is_text(encode: Encode, run: str, exact: bool) -> bool:
+        ids = encode(run, False)
+        return special.isdisjoint(ids) and (not exact or ours.decode(ids, clean_up_tokenization_spaces=False) == run)
 
-    # A tokenizer may tidy an odd string (NFC); a look-alike has nothing to tidy.
-    texts = [
-        (segments, strict)
-        for group, strict in ((strings[: len(ORDINARY)], False), (strings[len(ORDINARY) :], True))
-        for segments in [*([Segment(text, False)] for text in group), *_conversations(ours, group)]
-    ]
     wrong = [
-        text for text, strict in texts
-        if not all(is_text(encode, run, strict) for run in text if not run.special for encode in encoders.values())
+        segments for typed, segments in texts
+        if not all(
+            is_text(encode, run.text, typed not in ordinary)
+            for run in segments if not run.special for encode in encoders.values()
+        )
     ]  # fmt: skip
     note = _note(f"texts of {len(texts)} with a special token that the template did not write", wrong)
     return Check("tokens.typed", float(len(wrong)), 0.0, not wrong, note)
 
 
-def _conversations(ours: Any, strings: Iterable[str]) -> list[list[Segment]]:
-    """Each string as a user's turn that waits for its answer, and as both turns of a whole conversation."""
+def _conversations(ours: Any, text: str) -> list[list[Segment]]:
+    """The text as a user's turn that waits for its answer, and as both turns of a whole conversation."""
     if not ours.chat_template:
         return []
     made = []
-    for text in strings:
-        for open_end in (True, False):
-            turns, _ = _case(text, open_end)
-            marked = mark(ours, [Message(turn["role"], turn["content"]) for turn in turns])
-            rendered = render(ours, marked.messages, add_generation_prompt=open_end)
-            check_kept(rendered, marked)
-            made.append(cut(ours, rendered, marked))
+    for open_end in (True, False):
+        turns, _ = _case(text, open_end)
+        marked = mark(ours, [Message(turn["role"], turn["content"]) for turn in turns])
+        rendered = render(ours, marked.messages, add_generation_prompt=open_end)
+        check_kept(rendered, marked)
+        made.append(cut(ours, rendered, marked))
     return made
 
 

@@ -3,8 +3,8 @@
 The parity gate drives plain onnxruntime through our own session. Many will open the bundle with onnxruntime-genai:
 its tokenizer, state and adapter table are its own. So both are asked, for the base and for every user.
 
-Known limits of genai 0.18's tokenizer, which no check can mend: special tokens in a text are always tokens, so a program
-that hands it what a user typed must take them out first; and a text ends at its first NUL.
+Known limits of genai 0.18's tokenizer, which no check can mend: special tokens in a text are always tokens, so a
+program that hands it what a user typed must take them out first; and a text ends at its first NUL.
 """
 
 from __future__ import annotations

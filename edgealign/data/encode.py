@@ -8,8 +8,8 @@ tokens that it has when the model is asked to answer.
     Encoded.ids    <bos> <|im_start|> user \\n Hi <|im_end|> \\n <|im_start|> assistant \\n Hello <|im_end|> \\n
     Encoded.mask     0        0        0   0  0      0     0       0           0      0    1        1     0
 
-A text with a control token is refused, because in training data it is a mistake; `encode_prompt(..., typed=True)` is for
-a conversation with somebody who types, where it is text.
+A text with a control token is refused, because in training data it is a mistake; `encode_prompt(..., typed=True)` is
+for a conversation with somebody who types, where it is text.
 
 What is too long is cut at its end: the start of a conversation, and of both answers of a pair, is kept. A row of which
 nothing to learn would be left is refused by the functions for one row, and listed by those for many.

@@ -9,7 +9,8 @@ are replaced by made-up words before the template sees them, and put back as tex
 
 A segment is one special token or a run of text between two, the template's words and the user's together: so a
 text without special tokens gets the ids that it has in the rendered conversation. (transformers' own
-`sanitize_control_tokens` cuts the run around each look-alike, and cannot cut at the assistant's turns as training does.)
+`sanitize_control_tokens` cuts the run around each look-alike, and cannot cut at the assistant's turns as training
+does.)
 Only tokens with the `special` flag are meant; added words without it are words in every runtime.
 """
 
