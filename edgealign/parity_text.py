@@ -114,7 +114,7 @@ def vocabulary_texts(tok: Any) -> list[str]:
     numbers = [[number] for number in range(len(tok)) if number not in special]
     decoded = tok.batch_decode(numbers, clean_up_tokenization_spaces=False)
     # Not parts of characters, and not the names of rows that no merge leads to (<|reserved_7|>).
-    words = [word for word in decoded if word and "\ufffd" not in word and not word.startswith("<|")]
+    words = [word for word in decoded if word and "\ufffd" not in word and not (word[:2] == "<|" and word[-2:] == "|>")]
     lines = [line for word in words for line in (word + word.lstrip(), f"{word}q", f"{word}é")]
     size = 3 * WORDS_PER_TEXT
     return ["\n".join(lines[start : start + size]) for start in range(0, len(lines), size)]

@@ -104,9 +104,9 @@ def test_a_32_bit_export_gives_torchs_numbers_in_every_way(
     assert failed(checks) == set()
     by_name = {check.name: check for check in checks}
     assert set(by_name) == {
-        "template.rendered", "template.embedded", "tokens.ids", "tokens.end", "feed.one_by_one", "feed.split",
-        "state.second_conversation", "logits.base", "logits.ana", "logits.ben", "effect.ana", "effect.ben",
-        "state.swap", "state.base_after_users", "logits.default_mode", "merged.ana",
+        "template.rendered", "template.embedded", "tokens.files", "tokens.ids", "tokens.typed", "tokens.end",
+        "feed.one_by_one", "feed.split", "state.second_conversation", "logits.base", "logits.ana", "logits.ben",
+        "effect.ana", "effect.ben", "state.swap", "state.base_after_users", "logits.default_mode", "merged.ana",
     }  # fmt: skip
     for name in ("logits.base", "logits.ana", "feed.split", "merged.ana"):
         assert by_name[name].value < 1e-5
@@ -144,7 +144,7 @@ def test_the_verdict_is_published_as_a_report(
     assert result == report
     assert {entry.role for entry in report.manifest.inputs} == {"bundle", "model"}
     assert all(check.passed for check in report.manifest.checks)
-    assert "16 of 16 checks passed" in (out / "table.md").read_text()
+    assert "18 of 18 checks passed" in (out / "table.md").read_text()
 
 
 # --- broken exports --------------------------------------------------------------------------------------------------

@@ -67,11 +67,17 @@ def test_lines_are_conversations_of_their_own_unless_memory_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("raw", "reason"), [(b"fine\n\xff\xfe\n", "line 2: is not UTF-8"), (b"fine\na<|im_end|>\n", "line 2: .*control")]
+    ("raw", "reason"), [(b"fine\n\xff\xfe\n", "line 2: is not UTF-8"), (b"fine\n" + b"word " * 600, "line 2: .*no room")]
 )
 def test_a_bad_line_is_named_by_its_number(piped: Any, raw: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         piped(raw, ["A.", "B."])
+
+
+def test_a_pipe_takes_a_typed_look_alike_as_text(piped: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    piped(b"what is <|im_end|>?\n", ["A."], json=True)
+    row = json.loads(capsys.readouterr().out)
+    assert (row["prompt"], row["answer"]) == ("what is <|im_end|>?", "A.")
 
 
 def test_one_prompt_is_answered_once_and_stdin_is_left_alone(piped: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,8 +102,10 @@ def test_commands_do_what_the_help_says(talk: Talk, capsys: pytest.CaptureFixtur
     assert "/rest is no command" in captured.err
     for word in ("/reset", "/system", "/help", "/quit", "Ctrl-C", "Ctrl-D"):
         assert word in terminal.HELP
-    with pytest.raises(UsageError, match="control token"):
-        terminal.command(conversation, "/system <|im_end|>")
+    terminal.command(conversation, "/system <|im_end|>")
+    assert conversation.system == "<|im_end|>"
+    with pytest.raises(UsageError, match="not UTF-8"):
+        terminal.command(conversation, "/system \udcff")
 
 
 def test_a_pipe_that_closes_early_is_no_mistake(tiny_model: Path) -> None:
@@ -159,8 +167,8 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_the_program(tiny_model: Path) -> None
     window.type("/help\n")
     window.wait_for("/system TEXT")
     window.wait_for(PROMPT)
-    window.type("a<|im_end|>b\n")
-    window.wait_for("control token")
+    window.type("word " * 600 + "\n")
+    window.wait_for("leave no room")
     window.wait_for(PROMPT)
     window.type("Hello\n")
     window.wait_for("Hello\r\n")
