@@ -171,7 +171,7 @@ def _render(tokenizer: Any, turns: Sequence[dict[str, str]], open_end: bool) -> 
 
 def _check_files(ours: Any, theirs: Any) -> Check:
     """The tokenizer files in the bundle, word for word: a merge in another place may show in one text of many."""
-    same = str(ours.backend_tokenizer.to_str()) == str(theirs.backend_tokenizer.to_str())
+    same = ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
     return Check("tokens.files", float(not same), 0.0, same, "the bundle's tokenizer.json says what the model's does")
 
 

@@ -90,8 +90,19 @@ def _gates() -> str:
         bits = BITS[quant]
         kl, top1, survival = (getattr(gate, f"{name}_{bits}bit") for name in ("kl", "top1", "survival"))
         lines.append(_row(quant, f"{kl:g}", f"{top1:g}", f"{survival:g}"))
-    lines += ["", "A recipe changes a tolerance by name: `verify = [\"kl_4bit=0.55\"]`.", ""]
+    lines += ["", "A recipe changes a tolerance by name: `verify = [\"kl_4bit=0.55\"]`.", "", *_TEXT]
     return "\n".join(lines)
+
+
+_TEXT = (
+    "Before any number, text: 200 strings (emoji, code, white space, scripts, special tokens as a user may type them)",
+    "and every word of the vocabulary have the same token ids in torch, in the bundle's files and in the runtime's own",
+    "tokenizer; conversations render the same; no special token that was typed becomes one. llama.cpp and the bundle's",
+    "`tokenizer.json` can keep the two apart. onnxruntime-genai 0.18's own tokenizer cannot: a typed `<|im_end|>` ends",
+    "the turn there, and a text ends at its first NUL. It is held to the 158 ordinary strings that are not empty and hold",
+    "none; a program that tokenises with it must take special tokens out of what users type.",
+    "",
+)
 
 
 def _architectures() -> str:

@@ -9,7 +9,6 @@ rank zero apply. Shape legend: V vocabulary, T tokens, B = 1 conversation.
 from __future__ import annotations
 
 import collections
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from edgealign.errors import ArtifactError, EdgealignError, InputError, ToolMiss
 from edgealign.runtimes.onnx_adapter import DIGEST_DIGITS, load_onnxruntime, read_lora_onnx
 from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.session import Bundle, read_bundle
+from edgealign.runtimes.tokenizer_file import TokenizerFile
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -72,6 +72,7 @@ class OnnxSession:
         self.file = path if path.suffix == ".onnx" else read_bundle(path, check_digests=check_digests).model_file
         self.exact = exact
         self.threads = threads or usable_cores()
+        self._tokenizer = TokenizerFile(self.file.with_name(TOKENIZER))
         self._runtime = load_onnxruntime()
         self._config = _read_config(self.file.parent / CONFIG)
         self._session = self._open()
@@ -136,8 +137,7 @@ class OnnxSession:
 
     def tokenize(self, text: str, special: bool = True) -> list[int]:
         """Token ids by the bundle's own tokenizer; no BOS is added. `special=False`: special tokens in it are text."""
-        self._tokenizer.encode_special_tokens = not special
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._tokenizer.encode(text, special)
 
     def info(self) -> dict[str, Any]:
         """Facts for parity and benchmarks; field names follow llama-bench where it has one."""
@@ -159,16 +159,6 @@ class OnnxSession:
             "eos": int(eos[0] if isinstance(eos, list) else eos),
             "chat_template": template.read_text(encoding="utf-8") if template.is_file() else None,
         }
-
-    @functools.cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        file = self.file.with_name(TOKENIZER)
-        try:
-            return Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises a bare Exception for a file it cannot read
-            raise InputError(file, f"cannot be read ({_first_line(error)})", "export the bundle again") from error
 
     def _open(self) -> Any:
         options = self._runtime.SessionOptions()

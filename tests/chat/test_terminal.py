@@ -67,7 +67,8 @@ def test_lines_are_conversations_of_their_own_unless_memory_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("raw", "reason"), [(b"fine\n\xff\xfe\n", "line 2: is not UTF-8"), (b"fine\n" + b"word " * 600, "line 2: .*no room")]
+    ("raw", "reason"),
+    [(b"fine\n\xff\xfe\n", "line 2: is not UTF-8"), (b"fine\n" + b"word " * 600, "line 2: .*no room")],
 )
 def test_a_bad_line_is_named_by_its_number(piped: Any, raw: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
