@@ -99,8 +99,8 @@ _TEXT = (
     "and every word of the vocabulary have the same token ids in torch, in the bundle's files and in the runtime's own",
     "tokenizer; conversations render the same; no special token that was typed becomes one. llama.cpp and the bundle's",
     "`tokenizer.json` can keep the two apart. onnxruntime-genai 0.18's own tokenizer cannot: a typed `<|im_end|>` ends",
-    "the turn there, and a text ends at its first NUL. It is held to the 158 ordinary strings that are not empty and hold",
-    "none; a program that tokenises with it must take special tokens out of what users type.",
+    "the turn there, and a text ends at its first NUL. It is held to the 158 ordinary strings without those; a program",
+    "that tokenises with it must take special tokens out of what users type.",
     "",
 )
 
