@@ -28,6 +28,7 @@ from edgealign.runtimes.executorch_names import ADAPTED, FORWARD
 from edgealign.runtimes.onnx_adapter import read_inputs
 from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.session import read_bundle
+from edgealign.runtimes.tokenizer_file import TokenizerFile
 
 if TYPE_CHECKING:
     from edgealign.runtimes.session import Logits
@@ -61,6 +62,7 @@ class ExecutorchSession:
         self.file = path if path.suffix == ".pte" else read_bundle(path, check_digests=check_digests).model_file
         self.exact = exact
         self.threads = threads or usable_cores()
+        self._tokenizer = TokenizerFile(self.file.with_name(TOKENIZER))
         self._runtime = _load_runtime(self.threads)
         self._program = self._open()
         planned = int(self._ask("get_max_context_len"))
@@ -104,12 +106,9 @@ class ExecutorchSession:
         self.set_user(None)
         self._adapters.clear()
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids by the bundle's own tokenizer; no BOS is added."""
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self.file.with_name(TOKENIZER)))
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    def tokenize(self, text: str, special: bool = True) -> list[int]:
+        """Token ids by the bundle's own tokenizer; no BOS is added. `special=False`: special tokens in it are text."""
+        return self._tokenizer.encode(text, special)
 
     def info(self) -> dict[str, Any]:
         """Facts for parity and benchmarks; field names follow llama-bench where it has one."""
