@@ -24,6 +24,7 @@ DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
     "lfm2": ("q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3"),
     # The experts are stacked parameters, no linear layers: a LoRA reaches attention, convolution, dense layers.
     "lfm2_moe": ("q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3"),
+    "lfm3": ("q_proj", "k_proj", "v_proj", "g_proj", "o_proj", "in_proj", "out_proj", "w1", "w2", "w3"),
     "llama": _LLAMA_TARGETS,
     "qwen3": _LLAMA_TARGETS,
     "gemma3_text": _LLAMA_TARGETS,

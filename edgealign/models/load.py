@@ -225,7 +225,7 @@ def _check_architecture(folder: Path, config: dict[str, Any]) -> None:
     kind = str(config.get("model_type", ""))
     heads = [str(name) for name in config.get("architectures") or []]
     known = _causal_types()
-    supported = "lfm2, lfm2_moe, llama, qwen3, gemma3_text and other decoder-only text models"
+    supported = "lfm2, lfm2_moe, lfm3, llama, qwen3, gemma3_text and other decoder-only text models"
     if kind not in known or kind.startswith(NOT_CAUSAL) or config.get("is_encoder_decoder"):
         raise InputError(folder, f"architecture {kind or 'unknown'} is no causal language model", f"use: {supported}")
     if heads and not any(name in known[kind] for name in heads):

@@ -99,6 +99,23 @@ def _lfm2_moe(name: str, summary: str, *, d: int, ff: int, expert_ff: int, heads
     })
 
 
+def _lfm3(name: str, summary: str, *, d: int, ff: int, heads: int, kv: int, head_dim: int, kinds: tuple[str, ...],
+          window: int, vocab: int, context: int) -> Shape:
+    """An LFM3 row: convolutions of width 7, sliding-window and full attention, a gate per head, norms after blocks."""
+    return Shape(name, "lfm3", summary, {
+        "vocab_size": vocab, "hidden_size": d, "intermediate_size": ff, "num_hidden_layers": len(kinds),
+        "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": head_dim, "layer_types": list(kinds),
+        "sliding_window": window, "max_position_embeddings": context, "conv_L_cache": 7, "use_sandwich_norm": True,
+        "use_attention_gate": True, "norm_eps": 1e-5, "tie_word_embeddings": True,
+        "rope_parameters": {  # the published configuration's: half of each head turns in the layers that see everything
+            "sliding_attention": _rope(10_000.0),
+            "full_attention": {
+                "rope_type": "proportional", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.5,
+            },
+        },
+    })
+
+
 def _plain(name: str, model_type: str, summary: str, *, d: int, ff: int, heads: int, kv: int, layers: int,
            head_dim: int, vocab: int, context: int, rope: Mapping[str, object], eps: float, **extra: object) -> Shape:
     """A pure-attention row, for latency comparisons."""
@@ -132,6 +149,10 @@ _ROWS = (
           layers=7, attention=(2, 4), vocab=4096, context=1024),
     _lfm2_moe("tiny-moe", "4 layers, 4 experts, 2 used: tests of the mixture path", d=128, ff=256, expert_ff=128,
               heads=4, kv=2, layers=4, attention=(2,), experts=4, used=2, dense=1, vocab=2048, context=2048),
+    # A window below the lengths that the parity gate tries, so that it is seen to slide.
+    _lfm3("tiny-lfm3", "4 layers, 0.9 M parameters: tests of an architecture that no builder knows", d=128, ff=256, heads=4, kv=2,
+          head_dim=32, kinds=("conv", "sliding_attention", "full_attention", "conv"), window=32, vocab=2048,
+          context=2048),
     _lfm2("lfm2-350m", "LFM2-350M", d=1024, ff=4608, heads=16, kv=8, layers=16, attention=_SIXTEEN),
     _lfm2("lfm2-700m", "LFM2-700M", d=1536, ff=6912, heads=24, kv=8, layers=16, attention=_SIXTEEN),
     _lfm2("lfm2-1.2b", "LFM2-1.2B", d=2048, ff=8192, heads=32, kv=8, layers=16, attention=_SIXTEEN),

@@ -53,7 +53,7 @@ from edgealign.train.shortconv import (
     tree_rows,
 )
 
-VERIFIED = ("lfm2", "lfm2_moe", "llama", "qwen3", "gemma3_text")  # the tests compare these with plain forward passes
+VERIFIED = ("lfm2", "lfm2_moe", "lfm3", "llama", "qwen3", "gemma3_text")  # the tests compare these with plain forward passes
 LAYOUT_TOLERANCE_NATS = 0.05  # bfloat16 weights differ by up to about 0.02
 CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB of float32 (256 positions of a 65,536-token vocabulary)
 
@@ -179,7 +179,9 @@ def _attention_mask(core: Any, batch: Batch) -> Any:
     if config._attn_implementation == "eager":
         dtype = core.get_input_embeddings().weight.dtype
         masks = {k: torch.zeros_like(m, dtype=dtype).masked_fill(~m, torch.finfo(dtype).min) for k, m in masks.items()}
-    return masks if len(masks) > 1 else masks["full_attention"]
+    if len(masks) == 1:
+        return masks["full_attention"]
+    return {**masks, **dict.fromkeys(kinds & {"conv"})}  # LFM3 looks up every kind; its convolutions follow the taps
 
 
 class _ChunkedLogProb(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Gated short convolutions that follow a tree layout, for transformers' LFM2 and LFM2-MoE.
+"""Gated short convolutions that follow a tree layout, for transformers' LFM2, LFM2-MoE and LFM3.
 
 transformers runs the depthwise kernel over neighbours in memory, which mixes packed documents and the two
 completions of a pair. Here each token reads its predecessors along its own path (`Batch.taps`), so that
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from edgealign.errors import InputError
 
-SHORT_CONVOLUTIONS = ("Lfm2ShortConv", "Lfm2MoeShortConv")
+SHORT_CONVOLUTIONS = ("Lfm2ShortConv", "Lfm2MoeShortConv", "Lfm3ShortConv")
 TAPS = "conv_taps"
 _SEPARABLE_LAYERS = {"full_attention", "sliding_attention", "conv"}
 
@@ -75,7 +75,7 @@ def refuse_recurrent_layers(model: nn.Module) -> None:
         raise InputError(
             str(name),
             f"has layers that carry state between tokens ({', '.join(strange[:3])}), and training would mix examples",
-            "train an attention or short-convolution model, such as lfm2, lfm2_moe, qwen3 or llama",
+            "train an attention or short-convolution model, such as lfm2, lfm2_moe, lfm3, qwen3 or llama",
         )
 
 

@@ -29,7 +29,7 @@ def test_a_shape_has_its_published_parameter_count(name: str) -> None:
 
 def test_every_published_name_is_either_counted_or_a_test_shape() -> None:
     assert set(SHAPES) - set(PUBLISHED) == {
-        "tiny", "small", "tiny-moe", "starter", "starter-teacher", "starter-llama",
+        "tiny", "small", "tiny-moe", "tiny-lfm3", "starter", "starter-teacher", "starter-llama",
     }
 
 

@@ -57,6 +57,19 @@ def make_moe(seed=0):
     return shake(Lfm2MoeForCausalLM(config))
 
 
+def make_lfm3(layers=("conv", "sliding_attention", "full_attention", "conv"), seed=0, window=4, **facts):
+    """As published: convolutions of width 7, gated heads, norms after each block; the window is below the test's rows."""
+    from transformers import Lfm3Config, Lfm3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Lfm3Config(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=len(layers), num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, layer_types=list(layers), sliding_window=window,
+        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2, **facts,
+    )
+    return shake(Lfm3ForCausalLM(config))
+
+
 def make_llama(seed=0):
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,7 +114,10 @@ def shake(model):
     return model.eval()
 
 
-MAKERS = {"lfm2": make_lfm2, "lfm2_moe": make_moe, "llama": make_llama, "qwen3": make_qwen3, "gemma3": make_gemma3}
+MAKERS = {
+    "lfm2": make_lfm2, "lfm2_moe": make_moe, "lfm3": make_lfm3, "llama": make_llama, "qwen3": make_qwen3,
+    "gemma3": make_gemma3,
+}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from edgealign.train.precision import Precision
 from edgealign.train.scoring import Passes
 from edgealign.train.shortconv import follows_taps, kernel_width, short_convolutions, tree_rows
 
-ARCHITECTURES = ("lfm2", "lfm2_moe", "llama", "qwen3", "gemma3")
+ARCHITECTURES = ("lfm2", "lfm2_moe", "lfm3", "llama", "qwen3", "gemma3")
 TOLERANCE = 1e-5
 
 
@@ -49,12 +49,28 @@ def test_convolutions_of_other_widths_and_with_a_bias_agree(options, make_model,
     assert (got - torch.cat(parts)).abs().max() < TOLERANCE
 
 
-def test_eager_attention_gets_the_same_mask(lfm2, tokens):
+@pytest.mark.parametrize(
+    "facts", [{"window": 1}, {"window": 30}, {"conv_bias": True}, {"use_sandwich_norm": False}, {"use_attention_gate": False},
+              {"layers": ("conv", "full_attention")}, {"layers": ("sliding_attention", "conv")}],
+)  # fmt: skip
+def test_lfm3_agrees_with_itself_whichever_of_its_parts_it_has(facts, make_model, tokens, plain):
+    """Rows of 30 tokens: longer than the window and the convolution, and packed across both."""
+    model = make_model("lfm3", **facts)
+    trees = [pair(tokens(n), tokens(12), tokens(3)) for n in (1, 6, 7, 18)]
+    with torch.no_grad():
+        got = scored(model, trees)
+        parts = [plain(model, t.segments[0].ids, s.ids) for t in trees for s in t.segments[1:]]
+    assert (got - torch.cat(parts)).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("architecture", ["lfm2", "lfm3", "gemma3"])
+def test_eager_attention_gets_the_same_mask(architecture, make_model, tokens):
+    model = make_model(architecture)
     trees = [pair(tokens(3), tokens(5), tokens(4)), document(tokens(4), (True,) * 4)]
     with torch.no_grad():
-        wanted = scored(lfm2, trees, stack)
-        lfm2.set_attn_implementation("eager")
-        got = scored(lfm2, trees, stack)
+        wanted = scored(model, trees, stack)
+        model.set_attn_implementation("eager")
+        got = scored(model, trees, stack)
     assert (got - wanted).abs().max() < TOLERANCE
 
 
@@ -122,7 +138,7 @@ def test_never_more_logits_than_one_chunk_and_none_that_no_loss_reads(make_model
     assert widest == 11
 
 
-@pytest.mark.parametrize("architecture", ["lfm2", "lfm2_moe", "qwen3"])
+@pytest.mark.parametrize("architecture", ["lfm2", "lfm2_moe", "lfm3", "qwen3"])
 def test_nothing_leaks_from_one_packed_document_into_another(architecture, make_model, tokens):
     model = make_model(architecture)
     first, second = tokens(9), tokens(8)
@@ -153,7 +169,7 @@ def test_nothing_leaks_between_chosen_and_rejected(lfm2, tokens):
     assert torch.equal(before[6:], after[6:])
 
 
-@pytest.mark.parametrize("architecture", ["lfm2", "lfm2_moe", "llama"])
+@pytest.mark.parametrize("architecture", ["lfm2", "lfm2_moe", "lfm3", "llama"])
 def test_a_padded_batch_of_two_is_two_batches_of_one(architecture, make_model, tokens):
     model = make_model(architecture)
     trees = [document(tokens(12), (True,) * 12), document(tokens(5), (True,) * 5)]
