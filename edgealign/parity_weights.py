@@ -10,7 +10,7 @@ wrong rotary base or a wrong order of convolution parts stands out.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ def check_weights(file: Path, model: str | Path, tolerance: float, put: Mapping[
 
     worst = {True: (0.0, "none"), False: (0.0, "none")}
     counts, left = {True: 0, False: 0}, set(put)
-    for name, kept, stored, own in _pairs(file, resolve_model(model)):
+    for name, kept, stored, own in _pairs(file, resolve_model(model), put):
         gap = float(np.linalg.norm(stored - own)) / max(float(np.linalg.norm(own)), 1e-30)
         if not gap <= worst[kept][0]:  # also when it is not a number
             worst[kept] = (gap, name)
@@ -62,8 +62,12 @@ def check_weights(file: Path, model: str | Path, tolerance: float, put: Mapping[
     return checks, len(left)
 
 
-def _pairs(file: Path, folder: Path) -> Iterator[tuple[str, bool, Floats, Floats]]:
-    """Each stored tensor by the model's name for it: is it kept in 32 bits, its values, the model's values."""
+def _pairs(file: Path, folder: Path, put: Mapping[str, Any]) -> Iterator[tuple[str, bool, Floats, Floats]]:
+    """Each stored tensor by the model's name for it: is it kept in 32 bits, its values, the model's values.
+
+    A model's files may have other names than its modules (transformers renames LFM3's head gates): then the values
+    are those of `put`, which still holds the model.
+    """
     from safetensors import safe_open
 
     config = read_config(folder)
@@ -72,14 +76,18 @@ def _pairs(file: Path, folder: Path) -> Iterator[tuple[str, bool, Floats, Floats
         opened = safe_open(str(part), framework="pt")
         names: list[str] = opened.keys()  # type: ignore[no-untyped-call]
         where.update(dict.fromkeys(names, opened))
-    read = {".onnx": _read_onnx, ".pte": _read_executorch}.get(file.suffix, _read_gguf)
-    for name, kept, values in read(file, config, where):
-        own = where[name].get_tensor(name).float().numpy()
+    if file.suffix == ".pte":
+        found = _read_executorch(file, config, where)
+    else:
+        read = _read_onnx if file.suffix == ".onnx" else _read_gguf
+        found = read(file, config, {*where, *put})
+    for name, kept, values in found:
+        own = where[name].get_tensor(name).float().numpy() if name in where else put[name].detach().numpy().copy()
         # Tensors in 32 bits come as read-only pages of the file.
         yield name, kept, np.require(values.reshape(own.shape), np.float32, ["C", "W"]), own
 
 
-def _read_gguf(file: Path, config: dict[str, Any], known: Mapping[str, Any]) -> Iterator[tuple[str, bool, Floats]]:
+def _read_gguf(file: Path, config: dict[str, Any], known: Container[str]) -> Iterator[tuple[str, bool, Floats]]:
     """The tensors of a GGUF file that the model knows, in its layout."""
     from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
@@ -99,12 +107,12 @@ def _read_gguf(file: Path, config: dict[str, Any], known: Mapping[str, Any]) -> 
         yield row.hf, tensor.tensor_type == GGMLQuantizationType.F32, _undo(row.rule, values, config)
 
 
-def _read_onnx(file: Path, config: dict[str, Any], known: Mapping[str, Any]) -> Iterator[tuple[str, bool, Floats]]:
+def _read_onnx(file: Path, config: dict[str, Any], known: Container[str]) -> Iterator[tuple[str, bool, Floats]]:
     """The weights of an ONNX graph that the model knows."""
     from edgealign.runtimes import onnx_names
     from edgealign.runtimes.onnx_weights import stored_weights
 
-    for name, kept, values in stored_weights(file, onnx_names.architecture(str(config["model_type"]))):
+    for name, kept, values in stored_weights(file, onnx_names.ARCHITECTURES.get(str(config["model_type"]))):
         if name in known:
             yield name, kept, values
 

@@ -34,7 +34,7 @@ LONGEST_CONTEXT = 32_768
 # onnxruntime-genai's options beyond the defaults; the precision is the name's first part. Both kinds of int4 leave the
 # head 8 bits. int4 rounds to the grid of llama.cpp's Q4_0, on which `sft --qat q4_0` trains: the starter loses nothing
 # (0.001 nat, as in int8). int4_k rounds with more care, off that grid (0.028 nat), and takes about a second per million
-# weights. The builder cannot tie an 8-bit head to 4-bit layers in the first way; `_tie_quantised_head` does.
+# weights. The builder cannot tie an 8-bit head to 4-bit layers in the first way; `tie_head` does.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "fp32": {},
     "int8": {"moe_quant_type": "int8"},
@@ -63,13 +63,13 @@ def write_model(
     scratch = out / ".built"
     build(model, scratch, quant=quant, context=context)
     built = ir.load(scratch / MODEL_FILE)
-    _tie_quantised_head(built.graph)
+    tie_head(built.graph)
     inputs = add_lora_inputs(built.graph, table, _shapes(model))
     built.metadata_props[MODEL_DIGEST] = digest
     ir.save(built, out / MODEL_FILE, external_data=DATA_FILE)
     os.replace(scratch / GENAI_CONFIG, out / GENAI_CONFIG)
     write_inputs(out / INPUTS_FILE, inputs)
-    _remove(scratch)
+    remove(scratch)
     return inputs
 
 
@@ -83,7 +83,7 @@ def build(model: Path, out: Path, *, quant: str, context: int | None) -> None:
         if file.is_file() and file.name != "config.json":
             (view / file.name).symlink_to(file.resolve())
     (view / "config.json").write_text(json.dumps({**config, "max_position_embeddings": length}), encoding="utf-8")
-    with _quiet():
+    with quiet():
         from onnxruntime_genai.models.builder import check_extra_options, create_model
 
         options: dict[str, Any] = {"hf_token": "false", "windowed_kv_cache": "false", **OPTIONS[quant]}
@@ -96,8 +96,8 @@ def build(model: Path, out: Path, *, quant: str, context: int | None) -> None:
         except Exception as error:  # of any kind: the builder reads a model's config field by field
             reason = f"cannot be built as {quant} by onnxruntime-genai ({type(error).__name__}: {error})"
             raise InputError(model, reason, "export it with --target gguf") from error
-    _remove(view)
-    _remove(Path(cache))
+    remove(view)
+    remove(Path(cache))
 
 
 def _flatten_rotary(config: Any) -> None:
@@ -162,7 +162,7 @@ def _empty_input(graph: Any, name: str, empty: tuple[int, int], shape: tuple[Any
     return value
 
 
-def _tie_quantised_head(graph: Any) -> None:
+def tie_head(graph: Any) -> None:
     """Where the builder left the embedding in floats beside a quantised head of the same weights, look it up there."""
     import onnx_ir as ir
 
@@ -216,7 +216,7 @@ def _shapes(model: Path) -> dict[str, tuple[int, ...]]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The builder prints every tensor, and its quantiser logs every node; standard output is ours."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -233,7 +233,7 @@ def _quiet() -> Iterator[None]:
         sys.path[:] = path
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,24 +1,23 @@
-"""A session over plain onnxruntime 1.31, on a folder that onnxruntime-genai's builder made.
+"""A session over plain onnxruntime 1.31, on a folder with a graph and its description.
 
-The names of inputs, outputs and states come from the folder's `genai_config.json` and from the graph. The session owns
-the state: one KV buffer per attention layer that the graph reads and extends in place, and two buffers per convolution
-that take turns. An adapter's matrices are graph inputs, bound like any other; without one the graph's own defaults of
-rank zero apply. Shape legend: V vocabulary, T tokens, B = 1 conversation.
+The names of inputs, outputs and states come from the description (`genai_config.json`, or our `graph.json`) and from
+the graph. The session owns the state (`onnx_states`): one KV buffer per attention layer where the graph extends it in
+place, else two buffers that take turns. An adapter's matrices are graph inputs, bound like any other; without one the
+graph's own defaults of rank zero apply. Shape legend: V vocabulary, T tokens, B = 1 conversation.
 """
 
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgealign.errors import ArtifactError, EdgealignError, InputError, ToolMissing, UsageError
+from edgealign.errors import EdgealignError, InputError, ToolMissing, UsageError
 from edgealign.runtimes.onnx_adapter import DIGEST_DIGITS, load_onnxruntime, read_lora_onnx
+from edgealign.runtimes.onnx_states import TYPES, AppendedState, make_states, read_description
 from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.session import Bundle, read_bundle
 from edgealign.runtimes.tokenizer_file import TokenizerFile
@@ -30,23 +29,12 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-CONFIG, TOKENIZER, TEMPLATE = "genai_config.json", "tokenizer.json", "chat_template.jinja"
+TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 MODEL_DIGEST = "edgealign.model_digest"  # in a model file, by the exporter
 DEFAULT_CONTEXT = 4096
 BATCH = 64  # tokens of a prompt fed at once: the graph makes logits for all, 16 MiB for a vocabulary of 65,536
 KEPT_ADAPTERS = 16
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
-TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-
-
-@dataclass(frozen=True)
-class _State:
-    """One state of the graph and its two buffers; a KV cache that grows in place has the same one twice."""
-
-    past: str
-    present: str
-    buffers: tuple[Array, Array]
-    grows: bool  # a KV cache (B, heads, tokens, head size); else a convolution's (B, channels, width)
 
 
 class OnnxSession:
@@ -74,20 +62,20 @@ class OnnxSession:
         self.threads = threads or usable_cores()
         self._tokenizer = TokenizerFile(self.file.with_name(TOKENIZER))
         self._runtime = load_onnxruntime()
-        self._config = _read_config(self.file.parent / CONFIG)
+        self._config = read_description(self.file.parent)
         self._session = self._open()
         self._digest = str(self._session.get_modelmeta().custom_metadata_map.get(MODEL_DIGEST, ""))
         # The second kind has defaults: a LoRA's matrices.
         entries = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
         self._inputs = {entry.name: entry for entry in entries}
         decoder = self._config["model"]["decoder"]
-        self._ids, self._mask = (decoder["inputs"][name] for name in ("input_ids", "attention_mask"))
-        self._positions = str(decoder["inputs"].get("position_ids", ""))
+        self._ids = str(decoder["inputs"]["input_ids"])
+        self._mask, self._positions = (decoder["inputs"].get(name, "") for name in ("attention_mask", "position_ids"))
         self._logits = str(decoder["outputs"]["logits"])
         self.vocab = int(self._config["model"]["vocab_size"])
         trained = int(self._config["model"]["context_length"])
         self.context = min(context or min(trained, DEFAULT_CONTEXT), trained)
-        self._states = self._make_states(decoder)
+        self._states = make_states(self.file, decoder, self._inputs, self.context)
         self._ones = np.ones((1, self.context), dtype=np.int64)
         self._places = np.arange(self.context, dtype=np.int64)[None]
         self._out_type = TYPES[next(out.type for out in self._session.get_outputs() if out.name == self._logits)]
@@ -121,8 +109,7 @@ class OnnxSession:
     def reset(self) -> None:
         """Empty the state. Whatever was written is overwritten, so that nothing of a user stays behind."""
         for state in self._states:
-            for buffer in state.buffers:
-                (buffer[:, :, : self._touched] if state.grows else buffer).fill(0)
+            state.clear(self._touched)
         self._filled = self._touched = self._turn = 0
 
     def close(self) -> None:
@@ -177,30 +164,6 @@ class OnnxSession:
             reason = f"onnxruntime {self._runtime.__version__} cannot open it ({_first_line(error)})"
             raise InputError(self.file, reason, "export it again: edgealign export --target onnx") from error
 
-    def _make_states(self, decoder: Mapping[str, Any]) -> list[_State]:
-        """The states that the config names by pattern and the graph has, as zeros."""
-        outputs = decoder["outputs"]
-        states = []
-        for kind, pattern in decoder["inputs"].items():
-            if not kind.startswith("past_"):
-                continue
-            for layer in range(int(decoder["num_hidden_layers"])):
-                entry = self._inputs.get(pattern % layer)
-                if entry is None:  # a convolution has no key, an attention layer no convolution
-                    continue
-                shape = [size if isinstance(size, int) else 0 for size in entry.shape]
-                shape[0] = 1
-                grows = "key" in kind or "value" in kind
-                if grows:
-                    shape[2:] = [self.context, shape[3] or int(decoder["head_size"])]
-                if 0 in shape:
-                    raise ArtifactError(self.file, f"its state {entry.name} has no fixed shape", "export it again")
-                buffer = np.zeros(shape, dtype=TYPES[entry.type])
-                present = outputs[kind.replace("past_", "present_")] % layer
-                other = buffer if grows else np.zeros_like(buffer)
-                states.append(_State(entry.name, present, (buffer, other), grows))
-        return states
-
     def _bind(self, adapter: Mapping[str, Any]) -> None:
         """Two bindings: each step reads the convolutions' states from one buffer and writes the other."""
         if unknown := set(adapter) - set(self._inputs):
@@ -209,9 +172,10 @@ class OnnxSession:
         for turn in (0, 1):
             binding = self._session.io_binding()
             for state in self._states:
-                past, present = state.buffers[turn], state.buffers[1 - turn]
-                _bind_array(binding.bind_input, state.past, past)
-                _bind_array(binding.bind_output, state.present, present)
+                if not isinstance(state, AppendedState):  # its shape is another one in every run
+                    past, present = state.buffers[turn], state.buffers[1 - turn]
+                    _bind_array(binding.bind_input, state.past, past)
+                    _bind_array(binding.bind_output, state.present, present)
             for name, value in adapter.items():
                 binding.bind_ortvalue_input(name, value)
             self._bindings.append(binding)
@@ -223,10 +187,12 @@ class OnnxSession:
         ids = np.array([tokens], dtype=np.int64)
         logits = np.empty((1, count, self.vocab), dtype=self._out_type)
         _bind_array(binding.bind_input, self._ids, ids)
-        _bind_array(binding.bind_input, self._mask, self._ones[:, : self._filled + count])
+        if self._mask in self._inputs:
+            _bind_array(binding.bind_input, self._mask, self._ones[:, : self._filled + count])
         if self._positions in self._inputs:
             _bind_array(binding.bind_input, self._positions, self._places[:, self._filled : self._filled + count])
         _bind_array(binding.bind_output, self._logits, logits)
+        self._bind_appended(binding, self._filled + count)
         self._touched = self._filled + count
         try:
             self._session.run_with_iobinding(binding)
@@ -236,6 +202,14 @@ class OnnxSession:
         self._filled += count
         self._turn = 1 - self._turn
         return np.asarray(logits[0], dtype=np.float32)
+
+    def _bind_appended(self, binding: Any, filled: int) -> None:
+        """The caches that are longer after this run: read from one buffer, written to the other."""
+        for state in self._states:
+            if isinstance(state, AppendedState):
+                past, present = state.buffers[self._turn], state.buffers[1 - self._turn]
+                _bind_array(binding.bind_input, state.past, past, state.shape(self._filled))
+                _bind_array(binding.bind_output, state.present, present, state.shape(filled))
 
     def _load_adapter(self, path: Path) -> Mapping[str, Any]:
         adapter_stat = path.stat() if path.is_file() else None
@@ -298,20 +272,9 @@ def _exact_graph(file: Path) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _bind_array(bind: Any, name: str, array: Array) -> None:
-    """Bind a numpy array by its address; the caller keeps it alive."""
-    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        decoder = config["model"]["decoder"]
-        for part in (decoder["inputs"], decoder["outputs"], config["model"]["context_length"]):
-            assert part
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(file, "is missing or damaged", "export it again: edgealign export --target onnx") from error
-    return config
+def _bind_array(bind: Any, name: str, array: Array, shape: tuple[int, ...] | None = None) -> None:
+    """Bind a numpy array by its address, as another shape if one is given; the caller keeps it alive."""
+    bind(name, "cpu", 0, array.dtype.type, array.shape if shape is None else shape, array.ctypes.data)
 
 
 def _first_line(error: Exception) -> str:

@@ -26,8 +26,12 @@ ROTARY = ("GroupQueryAttention", "RotaryEmbedding")
 EXPERTS = ("QMoE", "MoE")
 
 
-def stored_weights(file: Path, table: OnnxArchitecture) -> Iterator[tuple[str, bool, Floats]]:
-    """Each weight of a bundle's graph: the model's name for it, is it kept in floats, its values as in the model."""
+def stored_weights(file: Path, table: OnnxArchitecture | None) -> Iterator[tuple[str, bool, Floats]]:
+    """Each weight of a bundle's graph: the model's name for it, is it kept in floats, its values as in the model.
+
+    Args:
+        table: None where the graph keeps the model's own names (`export/general_model.py`).
+    """
     import onnx_ir as ir
 
     graph = ir.load(file).graph
@@ -46,10 +50,11 @@ def stored_weights(file: Path, table: OnnxArchitecture) -> Iterator[tuple[str, b
             yield "model.embed_tokens.weight" if tied else "lm_head.weight", kept, matrix(node)
     values_by_name: dict[str, Any] = dict(graph.initializers)
     for name, value in values_by_name.items():
-        hf = _kept_name(name, table)
-        if hf is not None:
-            values = np.asarray(value.const_value.numpy(), dtype=np.float32)
-            yield hf, True, values - 1 if table.plus_one and "norm" in hf else values
+        hf = name if table is None else _kept_name(name, table)
+        if hf is not None and value.const_value is not None:
+            values = np.asarray(value.const_value.numpy())
+            less_one = table is not None and table.plus_one and "norm" in hf
+            yield hf, True, values.astype(np.float32) - (1 if less_one else 0)
 
 
 def matrix(node: Any) -> Floats:

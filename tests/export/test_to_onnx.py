@@ -150,7 +150,7 @@ def keep_the_convolutions_state(monkeypatch: pytest.MonkeyPatch) -> str:
 def swap_two_weights(monkeypatch: pytest.MonkeyPatch) -> str:
     import genai_model
 
-    original = genai_model._tie_quantised_head
+    original = genai_model.tie_head
 
     def swapped(graph: Any) -> None:
         original(graph)
@@ -161,7 +161,7 @@ def swap_two_weights(monkeypatch: pytest.MonkeyPatch) -> str:
             one.replace_input_with(place, second)
             two.replace_input_with(place, first)
 
-    monkeypatch.setattr(genai_model, "_tie_quantised_head", swapped)
+    monkeypatch.setattr(genai_model, "tie_head", swapped)
     return "logits.base"
 
 

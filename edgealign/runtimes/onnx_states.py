@@ -1,0 +1,141 @@
+"""What an ONNX graph remembers between tokens, and the description beside it that says so. No torch, no onnxruntime.
+
+Two kinds of folders hold a graph. onnxruntime-genai's builder writes `genai_config.json`; its attention caches are read
+and extended in place. A graph of ours has `graph.json`, which names every state with its shape; its attention caches
+are longer after each run by the tokens of that run, up to the layer's window. Names come from these files only.
+
+    {"model": {"type", "vocab_size", "context_length", "bos_token_id", "eos_token_id", "decoder": {
+        "inputs": {"input_ids", "position_ids"}, "outputs": {"logits"},
+        "states": [{"past", "present", "shape": [1, 2, null, 32], "limit": 31}, ...]}}}
+
+Shape legend: B = 1 conversation, P tokens remembered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgealign.errors import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+GENAI_CONFIG, GRAPH_CONFIG = "genai_config.json", "graph.json"
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+AGAIN = "export it again: edgealign export --target onnx"
+
+
+@dataclass(frozen=True)
+class State:
+    """One state of the graph and its two buffers, which take turns; a cache that grows in place has one twice."""
+
+    past: str
+    present: str
+    buffers: tuple[Array, Array]
+    grows: bool  # in place: a KV cache (B, heads, tokens, head size); else a convolution's (B, channels, width)
+
+    def clear(self, tokens: int) -> None:
+        """Overwrite what so many tokens may have left behind."""
+        for buffer in self.buffers:
+            (buffer[:, :, :tokens] if self.grows else buffer).fill(0)
+
+
+@dataclass(frozen=True)
+class AppendedState(State):
+    """A KV cache whose past (B, heads, P, head size) comes back with the new tokens behind it, at most `limit` long.
+
+    The buffers are flat and have room for the whole context: onnxruntime packs each length densely.
+    """
+
+    heads: int
+    width: int
+    limit: int
+
+    def shape(self, tokens: int) -> tuple[int, int, int, int]:
+        """The state's shape after so many tokens."""
+        return (1, self.heads, min(tokens, self.limit), self.width)
+
+    def clear(self, tokens: int) -> None:
+        for buffer in self.buffers:
+            buffer[: self.heads * self.width * min(tokens, self.limit)].fill(0)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The description beside a graph: onnxruntime-genai's, or ours.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    file = folder / (GRAPH_CONFIG if (folder / GRAPH_CONFIG).is_file() else GENAI_CONFIG)
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        decoder = config["model"]["decoder"]
+        for part in (decoder["inputs"], decoder["outputs"], config["model"]["context_length"]):
+            assert part
+        for state in decoder.get("states", ()):
+            assert isinstance(state["past"], str)
+            assert isinstance(state["present"], str)
+            assert all(size is None or (isinstance(size, int) and 0 < size < 2**31) for size in state["shape"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        raise InputError(file, "is missing or damaged", AGAIN) from error
+    return config
+
+
+def make_states(file: Path, decoder: Mapping[str, Any], inputs: Mapping[str, Any], context: int) -> list[State]:
+    """Every state of the graph in `file`, as zeros.
+
+    Args:
+        decoder: the description's part of that name.
+        inputs: the graph's inputs by name, as onnxruntime has them.
+        context: how many tokens there must be room for.
+
+    Raises:
+        ArtifactError: the graph and its description disagree.
+    """
+    if "states" in decoder:
+        return [_described(file, state, inputs, context) for state in decoder["states"]]
+    outputs = decoder["outputs"]
+    states = []
+    for kind, pattern in decoder["inputs"].items():
+        if not kind.startswith("past_"):
+            continue
+        for layer in range(int(decoder["num_hidden_layers"])):
+            entry = inputs.get(pattern % layer)
+            if entry is None:  # a convolution has no key, an attention layer no convolution
+                continue
+            shape = [size if isinstance(size, int) else 0 for size in entry.shape]
+            shape[0] = 1
+            grows = "key" in kind or "value" in kind
+            if grows:
+                shape[2:] = [context, shape[3] or int(decoder["head_size"])]
+            if 0 in shape:
+                raise ArtifactError(file, f"its state {entry.name} has no fixed shape", "export it again")
+            buffer = np.zeros(shape, dtype=TYPES[entry.type])
+            present = outputs[kind.replace("past_", "present_")] % layer
+            states.append(State(entry.name, present, (buffer, buffer if grows else np.zeros_like(buffer)), grows))
+    return states
+
+
+def _described(file: Path, state: Mapping[str, Any], inputs: Mapping[str, Any], context: int) -> State:
+    past, shape = state["past"], list(state["shape"])
+    entry = inputs.get(past)
+    if entry is None or len(entry.shape) != len(shape):
+        raise ArtifactError(file, f"has no input {past} of {len(shape)} dimensions, as {GRAPH_CONFIG} says", AGAIN)
+    kind = TYPES[entry.type]
+    if None not in shape:
+        fixed = np.zeros(shape, dtype=kind)
+        return State(past, state["present"], (fixed, np.zeros_like(fixed)), grows=False)
+    if len(shape) != 4 or shape[2] is not None or shape.count(None) != 1 or shape[0] != 1:
+        raise ArtifactError(file, f"its state {past} has the shape {shape}, which no session can hold", AGAIN)
+    heads, width = shape[1], shape[3]
+    limit = min(context, int(state.get("limit") or context))
+    flat = np.zeros(heads * width * limit, dtype=kind)
+    return AppendedState(past, state["present"], (flat, np.zeros_like(flat)), True, heads, width, limit)

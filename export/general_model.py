@@ -1,0 +1,199 @@
+"""Build the ONNX graph of an architecture that onnxruntime-genai's builder does not know, from the torch model itself.
+
+torch lowers the model as a pure function of tokens and states (`stateful_model`). Then the graph is edited as the
+builder's is: every linear layer gets its module's name, its weights are rounded by onnxruntime's own quantiser, a tied
+head and its embedding stay one tensor, and each layer gets two inputs of rank zero for users' LoRAs. `graph.json`
+beside the graph names its inputs, outputs and states for `edgealign.runtimes.onnx_states`; onnxruntime-genai has no
+pipeline for such a graph and cannot open it.
+
+Shape legend: I in features, O out features.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from genai_model import DATA_FILE, MODEL_DIGEST, MODEL_FILE, add_lora_inputs, quiet, remove, tie_head
+
+from edgealign.errors import EdgealignError, InputError, writing
+from edgealign.models.load import load_model, read_config
+from edgealign.runtimes.onnx_adapter import INPUTS_FILE, LoraInput, write_inputs
+from edgealign.runtimes.onnx_names import LAYER_NODE, OnnxArchitecture
+from edgealign.runtimes.onnx_states import GRAPH_CONFIG
+
+OPSET = 20
+BLOCK = 32  # weights that share a scale, as in the builder's graphs
+HEAD, LOOKUP = "/lm_head/MatMul", "/model/embed_tokens/Gather"
+EXAMPLE_TOKENS, EXAMPLE_PAST = 3, 5  # of the run that torch records; both lengths are free in the graph
+# Bits of the layers and of the head; int4 is the grid of llama.cpp's Q4_0, int4_k rounds with more care.
+BITS: Mapping[str, tuple[int, int]] = {"int8": (8, 8), "int4": (4, 8), "int4_k": (4, 8)}
+
+
+def write_model(
+    model: Path, out: Path, *, quant: str, digest: str, context: int | None = None
+) -> tuple[LoraInput, ...]:
+    """Write `model.onnx`, its data, `graph.json` and `adapter_inputs.json`; returns the adaptable matrices.
+
+    Args:
+        quant: fp32, or a name in `BITS`.
+        digest: the model's, written into the graph.
+        context: tokens that the description allows; None takes the model's own.
+
+    Raises:
+        InputError: the model cannot be written as such a graph, with the reason.
+    """
+    import onnx_ir as ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    from stateful_model import StatefulModel
+
+    scratch = out / ".traced"
+    with writing(scratch):
+        scratch.mkdir(parents=True)
+    try:
+        with quiet():
+            network = StatefulModel(load_model(model))
+            lower(network, scratch / MODEL_FILE)
+            graph = ir.load(scratch / MODEL_FILE)
+            name_layers(graph.graph, tied_kept=quant == "fp32")
+            RemoveUnusedNodesPass()(graph)
+            if quant != "fp32":
+                graph = quantise(graph, quant)
+                tie_head(graph.graph)
+                RemoveUnusedNodesPass()(graph)
+    except EdgealignError:
+        raise
+    except Exception as error:  # of any kind: torch's exporter runs the model's own code
+        reason = f"cannot be written as an ONNX graph by torch ({type(error).__name__}: {str(error)[:200]})"
+        raise InputError(model, reason, "look into export/general_model.py, which made it") from error
+    shapes = {name: tuple(value.shape) for name, value in network.network.named_parameters()}
+    inputs = add_lora_inputs(graph.graph, layer_table(graph.graph), shapes)
+    graph.metadata_props[MODEL_DIGEST] = digest
+    with writing(out / MODEL_FILE):
+        ir.save(graph, out / MODEL_FILE, external_data=DATA_FILE)
+        description = describe(read_config(model), network, context)
+        (out / GRAPH_CONFIG).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    write_inputs(out / INPUTS_FILE, inputs)
+    remove(scratch)
+    return inputs
+
+
+def lower(network: Any, file: Path) -> None:
+    """Record one run of a `StatefulModel` as ONNX operators, with the lengths of tokens and caches left open."""
+    import torch
+
+    names = [state.name for state in network.states]
+    lengths = {"input_ids": {1: "tokens"}, "position_ids": {1: "tokens"}, "logits": {1: "tokens"}}
+    for state in network.states:
+        if None in state.shape:
+            axis = state.shape.index(None)
+            lengths[f"past.{state.name}"] = {axis: f"past.{state.name}.tokens"}
+            lengths[f"present.{state.name}"] = {axis: f"present.{state.name}.tokens"}
+    places = torch.arange(EXAMPLE_PAST, EXAMPLE_PAST + EXAMPLE_TOKENS)[None]
+    example = (torch.zeros_like(places), places, *(state.zeros(EXAMPLE_PAST) for state in network.states))
+    with torch.no_grad():
+        torch.onnx.export(
+            network, example, str(file), dynamo=False, opset_version=OPSET, dynamic_axes=lengths,
+            input_names=["input_ids", "position_ids", *(f"past.{name}" for name in names)],
+            output_names=["logits", *(f"present.{name}" for name in names)],
+            do_constant_folding=False,  # so that every weight keeps its name; onnxruntime folds when it loads
+        )  # fmt: skip
+
+
+def name_layers(graph: Any, *, tied_kept: bool) -> None:
+    """Give weights and linear layers the model's names, and store each layer's matrix as (I, O).
+
+    Args:
+        tied_kept: leave a head that reads the embedding as it is, so that the two stay one tensor.
+    """
+    for value in list(graph.initializers.values()):
+        if value.name.startswith("network."):
+            value.name = value.name.removeprefix("network.")
+    embedding = None
+    for node in graph:
+        if node.op_type == "Gather" and str(node.inputs[0].name).endswith("embed_tokens.weight"):
+            node.name, embedding = LOOKUP, node.inputs[0]
+    for node in list(graph):
+        turned = node.inputs[1].producer() if node.op_type == "MatMul" else None
+        weight = turned.inputs[0] if turned is not None and turned.op_type == "Transpose" else None
+        if weight is None or weight.const_value is None or not weight.name.endswith(".weight"):
+            continue
+        head = weight is embedding or weight.name == "lm_head.weight"
+        module = weight.name.removesuffix(".weight")
+        node.name = HEAD if head else f"/{re.sub(r'[.](?![0-9])', '/', module)}/MatMul"
+        if not (weight is embedding and tied_kept):
+            node.replace_input_with(1, _turned(graph, weight))
+        node.outputs[0].type = weight.type
+
+
+def quantise(model: Any, quant: str) -> Any:
+    """Round the linear layers and the head with onnxruntime's quantiser; returns the new onnx_ir model."""
+    import onnx_ir as ir
+    from onnxruntime.quantization.matmul_nbits_quantizer import KQuantWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    bits, head_bits = BITS[quant]
+    options: dict[str, Any] = {"block_size": BLOCK, "is_symmetric": True, "accuracy_level": 4}
+    proto = ir.to_proto(model)
+    names = [node.name for node in model.graph if node.op_type == "MatMul" and node.inputs[1].const_value is not None]
+    passes: list[dict[str, Any]] = [
+        {"bits": bits, "nodes_to_include": [name for name in names if name != HEAD]},
+        {"bits": head_bits, "nodes_to_include": [HEAD]},
+    ]
+    if quant == "int4_k":
+        each = {name: {"bits": head_bits if name == HEAD else bits} for name in names}
+        passes = [{
+            "nodes_to_include": names, "algo_config": KQuantWeightOnlyQuantConfig(customized_weight_config=each),
+        }]  # fmt: skip
+    for chosen in passes:
+        quantiser = MatMulNBitsQuantizer(proto, **options, **chosen)
+        quantiser.process()
+        proto = quantiser.model.model
+    return ir.from_proto(proto)
+
+
+def layer_table(graph: Any) -> OnnxArchitecture:
+    """Every linear layer of the graph under its module's own name, as `add_lora_inputs` reads it."""
+    found = (LAYER_NODE.fullmatch(node.name or "") for node in graph)
+    kinds = {named[2] for named in found if named is not None}
+    return OnnxArchitecture("", {kind: (kind.replace("/", "."),) for kind in sorted(kinds)}, {})
+
+
+def describe(config: Mapping[str, Any], network: Any, context: int | None) -> dict[str, Any]:
+    """The graph's names for a runtime; where onnxruntime-genai has a word for something, this is it."""
+    ids = network.network.generation_config
+    states = [
+        {"past": f"past.{state.name}", "present": f"present.{state.name}", "shape": list(state.shape)}
+        | ({} if state.limit is None else {"limit": state.limit})
+        for state in network.states
+    ]
+    return {"model": {
+        "type": str(config["model_type"]),
+        "vocab_size": int(config["vocab_size"]),
+        "context_length": context or int(config["max_position_embeddings"]),
+        "bos_token_id": ids.bos_token_id,
+        "eos_token_id": ids.eos_token_id,
+        "decoder": {
+            "num_hidden_layers": int(config["num_hidden_layers"]),
+            "inputs": {"input_ids": "input_ids", "position_ids": "position_ids"},
+            "outputs": {"logits": "logits"},
+            "states": states,
+        },
+    }}  # fmt: skip
+
+
+def _turned(graph: Any, weight: Any) -> Any:
+    """A weight (O, I) as a constant (I, O)."""
+    import onnx_ir as ir
+
+    name = f"{weight.name}.turned"
+    if name not in graph.initializers:
+        value = ir.Value(name=name, type=weight.type)
+        value.const_value = ir.tensor(np.ascontiguousarray(weight.const_value.numpy().T), name=name)
+        value.shape = value.const_value.shape
+        graph.register_initializer(value)
+    return graph.initializers[name]
