@@ -124,10 +124,10 @@ def name_layers(graph: Any, *, tied_kept: bool) -> None:
         if weight is None or weight.const_value is None or not weight.name.endswith(".weight"):
             continue
         head = weight is embedding or weight.name == "lm_head.weight"
-        module = weight.name.removesuffix(".weight")
-        node.name = HEAD if head else f"/{re.sub(r'[.](?![0-9])', '/', module)}/MatMul"
+        module = "lm_head" if head else weight.name.removesuffix(".weight")
+        node.name = f"/{re.sub(r'[.](?![0-9])', '/', module)}/MatMul"
         if not (weight is embedding and tied_kept):
-            node.replace_input_with(1, _turned(graph, weight))
+            node.replace_input_with(1, _turned(graph, weight, f"{module}.weight.turned"))
         node.outputs[0].type = weight.type
 
 
@@ -186,11 +186,10 @@ def describe(config: Mapping[str, Any], network: Any, context: int | None) -> di
     }}  # fmt: skip
 
 
-def _turned(graph: Any, weight: Any) -> Any:
+def _turned(graph: Any, weight: Any, name: str) -> Any:
     """A weight (O, I) as a constant (I, O)."""
     import onnx_ir as ir
 
-    name = f"{weight.name}.turned"
     if name not in graph.initializers:
         value = ir.Value(name=name, type=weight.type)
         value.const_value = ir.tensor(np.ascontiguousarray(weight.const_value.numpy().T), name=name)

@@ -1,18 +1,19 @@
-"""Model directory in, ONNX bundle out: built by onnxruntime-genai, compared with torch, then published.
+"""Model directory in, ONNX bundle out: built, compared with torch, then published.
 
     python export/to_onnx.py --model MODEL --out BUNDLE --quant int4
     python export/to_onnx.py --model MODEL --out BUNDLE --recipe export/recipes/onnx-int4.toml \\
         --adapter ana=ADAPTER --adapter ben=ADAPTER
 
-One graph serves everybody: a user's LoRA is a file of graph inputs. The folder opens in onnxruntime-genai as it is, and
-in plain onnxruntime through `edgealign.runtimes.onnx_session`. Two gates stand before publishing: a graph of 32-bit
-floats must agree with torch number for number, then the quantised graph as a distribution; and onnxruntime-genai must
-say what our session says. `edgealign export --target onnx` runs this program in its own process.
+One graph serves everybody: a user's LoRA is a file of graph inputs. onnxruntime-genai's builder makes the graph where it
+knows the architecture: then the folder opens in onnxruntime-genai as it is, and in plain onnxruntime through
+`edgealign.runtimes.onnx_session`. Any other architecture is written from the torch model (`general_model`), and only our
+session opens it. Two gates stand before publishing: a graph of 32-bit floats must agree with torch number for number,
+then the quantised graph as a distribution; and onnxruntime-genai must say what our session says, where it can open the
+folder. `edgealign export --target onnx` runs this program in its own process.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -25,12 +26,13 @@ from typing import Any
 import export_program as program
 from export_program import Job
 
-from edgealign.artifact import Artifact, Draft, open_artifact, publish, refuse_existing
+from edgealign.artifact import Artifact, Check, Draft, open_artifact, publish, refuse_existing
 from edgealign.errors import RecipeError, ToolMissing, UsageError
 from edgealign.export_recipes import ExportRecipe
 from edgealign.models.load import read_config
 from edgealign.runtimes.onnx_adapter import read_inputs, write_lora_onnx
-from edgealign.runtimes.onnx_names import architecture
+from edgealign.runtimes.onnx_names import ARCHITECTURES
+from edgealign.runtimes.onnx_states import read_description
 from edgealign.runtimes.session import Bundle
 
 MODEL_FILE = "model.onnx"
@@ -55,7 +57,6 @@ def export(
     if recipe.adapter_type == "f16":
         raise RecipeError("f16", "the graph computes adapters in 32 bits", "leave adapter_type out")
     job = program.open_job("onnx", recipe, model=model, adapters=adapters, calibration=calibration)
-    architecture(str(read_config(job.base.path).get("model_type", "")))
     inputs = job.inputs()
     checks = program.check_turns(job.base)
     with publish(
@@ -70,8 +71,6 @@ def export(
 
 def _fill(job: Job, draft: Draft) -> None:
     """Make and verify the 32-bit bundle beside the draft, then what was asked for inside it."""
-    from genai_check import check_genai
-
     if job.recipe.quant != "fp32" and job.recipe.exact_gate:
         scratch = draft.dir / ".float32"
         scratch.mkdir()
@@ -79,7 +78,7 @@ def _fill(job: Job, draft: Draft) -> None:
         shutil.rmtree(scratch)
     bundle = _make(job, job.recipe, draft.dir)
     program.gate(job, "", bundle, draft)
-    found = check_genai(bundle, threads=job.gate.threads, seed=job.gate.seed)
+    found = _check_elsewhere(job, bundle)
     draft.checks.extend(found)
     program.require(found)
     draft.meta.update(_facts(job, bundle))
@@ -87,8 +86,10 @@ def _fill(job: Job, draft: Draft) -> None:
 
 def _make(job: Job, recipe: ExportRecipe, folder: Path) -> Bundle:
     """The graph, the tokenizer and the adapters in a folder; returns the bundle as a runtime would see it."""
-    from genai_model import write_model
-
+    if _is_builders(job):
+        from genai_model import write_model
+    else:
+        from general_model import write_model
     inputs = write_model(
         job.base.path, folder, quant=recipe.quant, digest=job.base.digest, context=recipe.context
     )
@@ -100,9 +101,24 @@ def _make(job: Job, recipe: ExportRecipe, folder: Path) -> Bundle:
     return Bundle(folder, "onnx", recipe.quant, folder / MODEL_FILE, files)
 
 
+def _is_builders(job: Job) -> bool:
+    """Does onnxruntime-genai's builder know this architecture?"""
+    return str(read_config(job.base.path).get("model_type", "")) in ARCHITECTURES
+
+
+def _check_elsewhere(job: Job, bundle: Bundle) -> list[Check]:
+    """What onnxruntime-genai says of the folder; a graph of our own it cannot open, and the manifest says so."""
+    if _is_builders(job):
+        from genai_check import check_genai
+
+        return check_genai(bundle, threads=job.gate.threads, seed=job.gate.seed)
+    note = "not asked: onnxruntime-genai has no pipeline for this architecture; graph.json is for edgealign's session"
+    return [Check("genai", None, None, True, note)]
+
+
 def _facts(job: Job, bundle: Bundle) -> dict[str, Any]:
     """The manifest's facts: what a runtime, a session or a report wants to know without opening the graph."""
-    config = json.loads((bundle.path / "genai_config.json").read_text(encoding="utf-8"))
+    config = read_description(bundle.path)
     return {
         **program.facts(job, bundle, adapter_type="f32"),
         "model_bytes": bundle.model_bytes,

@@ -46,8 +46,12 @@ def architecture(model_type: str) -> Architecture:
     """The table of a model type.
 
     Raises:
-        InputError: none is known; the known ones are listed.
+        InputError: none is known; what llama.cpp itself lacks is said, else the known ones are listed.
     """
+    if model_type in NOT_IN_LLAMA_CPP:
+        reason = f"llama.cpp {LLAMA_CPP_LOOKED_AT} has no graph for it: it lacks {NOT_IN_LLAMA_CPP[model_type]}"
+        where = f"look for {model_type} in llama.cpp's src/llama-arch.cpp and src/models/; until then: --target onnx"
+        raise InputError(model_type, reason, where)
     if model_type not in ARCHITECTURES:
         raise InputError(
             model_type or "this model", "has no GGUF tensor table here", f"exportable are: {', '.join(ARCHITECTURES)}"
@@ -170,4 +174,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             exact_tolerance=2e-3,
         ),
     )
+}
+
+# What llama.cpp cannot run however the file is written, looked up in the library that this version of edgealign pins.
+LLAMA_CPP_LOOKED_AT = "(llama-cpp-python 0.3.36)"
+NOT_IN_LLAMA_CPP: Mapping[str, str] = {
+    "lfm3": "short convolutions beside sliding-window attention, a gate for each head and norms after each block",
 }
