@@ -49,7 +49,6 @@ def write_model(
     """
     import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
-
     from stateful_model import StatefulModel
 
     scratch = out / ".traced"
@@ -71,8 +70,11 @@ def write_model(
     except Exception as error:  # of any kind: torch's exporter runs the model's own code
         reason = f"cannot be written as an ONNX graph by torch ({type(error).__name__}: {str(error)[:200]})"
         raise InputError(model, reason, "look into export/general_model.py, which made it") from error
+    table = layer_table(graph.graph)
+    if not table.linear:
+        raise InputError(model, "has no linear layers that the graph's operators show", "export another architecture")
     shapes = {name: tuple(value.shape) for name, value in network.network.named_parameters()}
-    inputs = add_lora_inputs(graph.graph, layer_table(graph.graph), shapes)
+    inputs = add_lora_inputs(graph.graph, table, shapes)
     graph.metadata_props[MODEL_DIGEST] = digest
     with writing(out / MODEL_FILE):
         ir.save(graph, out / MODEL_FILE, external_data=DATA_FILE)
@@ -114,9 +116,9 @@ def name_layers(graph: Any, *, tied_kept: bool) -> None:
     for value in list(graph.initializers.values()):
         if value.name.startswith("network."):
             value.name = value.name.removeprefix("network.")
-    embedding = None
+    embedding: Any = None
     for node in graph:
-        if node.op_type == "Gather" and str(node.inputs[0].name).endswith("embed_tokens.weight"):
+        if node.op_type == "Gather" and node.inputs[1] is graph.inputs[0]:
             node.name, embedding = LOOKUP, node.inputs[0]
     for node in list(graph):
         turned = node.inputs[1].producer() if node.op_type == "MatMul" else None
@@ -128,7 +130,7 @@ def name_layers(graph: Any, *, tied_kept: bool) -> None:
         node.name = f"/{re.sub(r'[.](?![0-9])', '/', module)}/MatMul"
         if not (weight is embedding and tied_kept):
             node.replace_input_with(1, _turned(graph, weight, f"{module}.weight.turned"))
-        node.outputs[0].type = weight.type
+        node.outputs[0].type = weight.type  # torch leaves it out here and there
 
 
 def quantise(model: Any, quant: str) -> Any:

@@ -1,4 +1,4 @@
-"""A transformers model as a pure function: tokens, their positions and the states go in, logits and new states come out.
+"""A transformers model as a pure function: tokens, positions and states go in, logits and the new states come out.
 
 A runtime that knows nothing of an architecture can still drive it, if whatever the model remembers is an input and an
 output. One such function serves the prompt and every step after it: an empty cache and a convolution that has seen
@@ -7,7 +7,7 @@ that the window of a sliding layer is part of the graph.
 
 What the model keeps is asked of transformers' own cache. Read by `general_model.py`; needs torch.
 
-Shape legend: B = 1 conversation, T tokens, P tokens remembered, H key-value heads, K width of a convolution, V vocabulary.
+Shape legend: B = 1 conversation, T tokens, P tokens remembered, K width of a convolution, V vocabulary.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class StatefulModel(nn.Module):
         return dict.fromkeys(self.network.config.layer_types) | masks  # a convolution has none
 
 
-class _Convolution(LinearAttentionLayer):
+class _Convolution(LinearAttentionLayer):  # type: ignore[misc]
     """The inputs that a convolution remembers, (B, channels, K); replaced, where transformers overwrites them."""
 
     def __init__(self, remembered: Tensor) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from edgealign.export_recipes import QUANTS
 from edgealign.parity import BITS
 from edgealign.parity_recipes import VerifyRecipe
-from edgealign.runtimes.gguf_names import ARCHITECTURES
+from edgealign.runtimes.gguf_names import ARCHITECTURES, NOT_IN_LLAMA_CPP
 from edgealign.runtimes.lora_weights import FOREIGN
 from edgealign.targets import TARGETS
 
@@ -31,7 +31,7 @@ MEANING = {
 READ_BACK = {"lfm2": "transformers", "llama": "transformers", "qwen3": "transformers", "gemma3_text": "transformers"}
 EXAMPLES = {
     "lfm2": "LFM2 and LFM2.5, dense", "lfm2_moe": "LFM2-8B-A1B", "llama": "Llama 3.2, SmolLM2", "qwen3": "Qwen3",
-    "gemma3_text": "Gemma 3, text",
+    "gemma3_text": "Gemma 3, text", "lfm3": "LFM3 (random weights tried)",
 }
 
 HEAD = """\
@@ -115,6 +115,10 @@ def _architectures() -> str:
         tolerance = table.exact_tolerance or VerifyRecipe().exact_tolerance
         reader, onnx = READ_BACK.get(kind, "gguf only"), f"{VerifyRecipe().exact_tolerance:g}"
         lines.append(_row(kind, table.name, EXAMPLES[kind], reader, f"{tolerance:g}", onnx))
+    for kind in NOT_IN_LLAMA_CPP:
+        written = f"{VerifyRecipe().exact_tolerance:g}, written from torch"
+        lines.append(_row(kind, "none yet", EXAMPLES[kind], "-", "refused", written))
+    lines += ["", *(f"llama.cpp cannot run {kind}: it lacks {lack}." for kind, lack in NOT_IN_LLAMA_CPP.items())]
     rules = "Llama 3 (also LFM2), Qwen2, SmolLM or GPT-2"
     lines += [
         "", "llama.cpp takes Gemma's GELU from a table in half precision, hence its wider gate.",
@@ -154,7 +158,11 @@ def _inside() -> str:
   every linear layer two inputs of rank zero; `adapter_inputs.json` beside the graph says which modules they hold.
 - A user's LoRA becomes an `.onnx_adapter` with those inputs, by `edgealign/runtimes/onnx_adapter.py`, without torch.
 - `genai_check.py` opens the finished folder in onnxruntime-genai: same token ids, same logits, users in turn.
-- An ONNX graph has positions for at most 32,768 tokens unless the recipe's `context` says more.
+- An architecture that the builder does not know goes through `general_model.py`: torch writes the graph of the model as
+  a function of tokens and states (`stateful_model.py`), onnxruntime's quantiser rounds it, and `graph.json` names its
+  states. Same gate, same users' adapters; but only edgealign's session opens it: onnxruntime-genai has no pipeline for
+  it, and `genai` in the manifest's checks says that it was not asked.
+- A graph by the builder has positions for at most 32,768 tokens unless the recipe's `context` says more.
 - `executorch_model.py` fills ExecuTorch's own definition of the model and replaces its short convolution, norms and
   linear layers; `executorch_lower.py` lowers two methods over the same weights: `forward(tokens, input_pos)`, and
   `adapted(tokens, input_pos, A, B, ...)` with a user's matrices in the order of `adapter_inputs.json`.

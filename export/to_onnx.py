@@ -4,12 +4,12 @@
     python export/to_onnx.py --model MODEL --out BUNDLE --recipe export/recipes/onnx-int4.toml \\
         --adapter ana=ADAPTER --adapter ben=ADAPTER
 
-One graph serves everybody: a user's LoRA is a file of graph inputs. onnxruntime-genai's builder makes the graph where it
-knows the architecture: then the folder opens in onnxruntime-genai as it is, and in plain onnxruntime through
-`edgealign.runtimes.onnx_session`. Any other architecture is written from the torch model (`general_model`), and only our
-session opens it. Two gates stand before publishing: a graph of 32-bit floats must agree with torch number for number,
-then the quantised graph as a distribution; and onnxruntime-genai must say what our session says, where it can open the
-folder. `edgealign export --target onnx` runs this program in its own process.
+One graph serves everybody: a user's LoRA is a file of graph inputs. onnxruntime-genai's builder makes the graph where
+it knows the architecture: then the folder opens in onnxruntime-genai as it is, and in plain onnxruntime through
+`edgealign.runtimes.onnx_session`. Any other architecture is written from the torch model (`general_model`), and only
+our session opens it. Two gates stand before publishing: a graph of 32-bit floats must agree with torch number for
+number, then the quantised graph as a distribution; and onnxruntime-genai must say what our session says, where it can
+open the folder. `edgealign export --target onnx` runs this program in its own process.
 """
 
 from __future__ import annotations

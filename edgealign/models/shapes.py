@@ -150,9 +150,9 @@ _ROWS = (
     _lfm2_moe("tiny-moe", "4 layers, 4 experts, 2 used: tests of the mixture path", d=128, ff=256, expert_ff=128,
               heads=4, kv=2, layers=4, attention=(2,), experts=4, used=2, dense=1, vocab=2048, context=2048),
     # A window below the lengths that the parity gate tries, so that it is seen to slide.
-    _lfm3("tiny-lfm3", "4 layers, 0.9 M parameters: tests of an architecture that no builder knows", d=128, ff=256, heads=4, kv=2,
-          head_dim=32, kinds=("conv", "sliding_attention", "full_attention", "conv"), window=32, vocab=2048,
-          context=2048),
+    _lfm3("tiny-lfm3", "4 layers, 0.9 M parameters: tests of an architecture that no builder knows", d=128, ff=256,
+          heads=4, kv=2, head_dim=32, kinds=("conv", "sliding_attention", "full_attention", "conv"), window=32,
+          vocab=2048, context=2048),
     _lfm2("lfm2-350m", "LFM2-350M", d=1024, ff=4608, heads=16, kv=8, layers=16, attention=_SIXTEEN),
     _lfm2("lfm2-700m", "LFM2-700M", d=1536, ff=6912, heads=24, kv=8, layers=16, attention=_SIXTEEN),
     _lfm2("lfm2-1.2b", "LFM2-1.2B", d=2048, ff=8192, heads=32, kv=8, layers=16, attention=_SIXTEEN),

@@ -53,7 +53,8 @@ from edgealign.train.shortconv import (
     tree_rows,
 )
 
-VERIFIED = ("lfm2", "lfm2_moe", "lfm3", "llama", "qwen3", "gemma3_text")  # the tests compare these with plain forward passes
+# The tests compare these with plain forward passes.
+VERIFIED = ("lfm2", "lfm2_moe", "lfm3", "llama", "qwen3", "gemma3_text")
 LAYOUT_TOLERANCE_NATS = 0.05  # bfloat16 weights differ by up to about 0.02
 CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB of float32 (256 positions of a 65,536-token vocabulary)
 

@@ -36,6 +36,16 @@ SMALL: dict[str, tuple[str, dict[str, object]]] = {
     "lfm3": ("lfm3", {
         **COMMON, "num_hidden_layers": 4, "sliding_window": 16,
         "layer_types": ["conv", "sliding_attention", "full_attention", "conv"]}),
+    # More of that kind: a window in every layer and an untied head; biases and layers without rotary angles.
+    "mistral": ("mistral", {
+        **COMMON, "num_hidden_layers": 2, "sliding_window": 16, "tie_word_embeddings": False,
+        "rope_parameters": TINY_ROPE}),
+    "smollm3": ("smollm3", {
+        **COMMON, "num_hidden_layers": 4, "tie_word_embeddings": True, "attention_bias": True,
+        "no_rope_layer_interval": 2, "rope_parameters": TINY_ROPE}),
+    "gpt2": ("gpt2", {
+        "vocab_size": 400, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "bos_token_id": 1,
+        "eos_token_id": 7}),
     "llama": ("llama", {**COMMON, "num_hidden_layers": 2, "rope_parameters": TINY_ROPE, "tie_word_embeddings": True}),
     "llama-untied": ("llama", {**COMMON, "num_hidden_layers": 2, "rope_parameters": LLAMA3_ROPE,
                                "tie_word_embeddings": False}),

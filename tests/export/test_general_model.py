@@ -179,6 +179,20 @@ def test_a_quantised_graph_keeps_what_a_user_changed(
     assert "not judged" not in checks["same_weights.ana"].note
 
 
+@pytest.mark.parametrize("quant", ["fp32", "int4"])
+@pytest.mark.parametrize("name", ["mistral", "smollm3"])
+def test_others_that_have_no_table_go_the_same_way(
+    in_process: None, small_model: SmallModel, tiny_lora: TinyLora, tmp_path: Path, name: str, quant: str
+) -> None:
+    base = small_model(name)
+    user = tiny_lora(seed=1, base=base, strength=0.3, targets=["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"])
+    bundle = export(base, tmp_path / "bundle", {"ana": user}, quant=quant)
+    checks = {check.name: check for check in bundle.manifest.checks}
+    assert all(check.passed for check in checks.values())
+    judged = "logits.ana" if quant == "fp32" else "same_weights.ana"
+    assert checks[judged].value is not None
+
+
 def let_the_window_see_one_token_more(monkeypatch: pytest.MonkeyPatch) -> str:
     import stateful_model
 
@@ -296,6 +310,14 @@ def test_a_model_that_remembers_something_else_is_refused(onnx_tools: None, tmp_
     )  # fmt: skip
     with pytest.raises(InputError, match=r"qwen3_next: keeps a LinearAttentionLayer between tokens, neither"):
         StatefulModel(AutoModelForCausalLM.from_config(config).eval())
+
+
+def test_layers_that_are_no_matrix_products_are_refused(
+    in_process: None, small_model: SmallModel, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="has no linear layers that the graph's operators show"):
+        export(small_model("gpt2"), tmp_path / "bundle", quant="fp32")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rotary_angles_that_depend_on_the_length_are_refused(small_model: SmallModel) -> None:

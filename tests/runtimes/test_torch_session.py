@@ -35,6 +35,51 @@ def test_a_prompt_in_pieces_gives_the_logits_of_one_pass(session: TorchSession, 
     assert whole.std() > 0.1
 
 
+@pytest.fixture(scope="module")
+def lfm3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Convolutions of width 7 and a window of 32 tokens, fewer than the test's."""
+    from edgealign.models import create
+    from edgealign.models.recipes import InitRecipe
+
+    out = tmp_path_factory.mktemp("lfm3") / "model"
+    create.run(InitRecipe(shape="tiny-lfm3", seed=1, vocab_size=512, dtype="float32", norm_noise=0.2), text=[], out=out)
+    return out
+
+
+@pytest.mark.parametrize(
+    "cuts", [[120], [1] * 120, [1, 119], [5, 115], [6, 1, 113], [7, 113], [31, 1, 1, 87], [32, 88], [60, 1, 6, 53]]
+)
+def test_lfm3_in_pieces_below_its_convolution_and_beyond_its_window_gives_the_logits_of_one_pass(
+    lfm3: Path, cuts: list[int]
+) -> None:
+    session = TorchSession(lfm3, threads=1)
+    tokens = [int(token) for token in np.random.default_rng(1).integers(3, 500, 120)]
+    whole, start = session.score(tokens), 0
+    for length in cuts:
+        logits = session.prefill(tokens[start : start + length])
+        start += length
+        assert np.abs(logits - whole[start - 1]).max() < 1e-4
+    assert whole.std() > 0.1
+    session.reset()  # a second conversation
+    assert np.abs(session.prefill(tokens) - whole[-1]).max() < 1e-4
+
+
+def test_an_lfm3_user_sees_nothing_of_the_one_before(lfm3: Path, tiny_lora: Callable[..., Path]) -> None:
+    session = TorchSession(lfm3, threads=1)
+    ana, ben = (tiny_lora(seed=seed, base=lfm3, strength=0.3) for seed in (1, 2))
+    tokens = TOKENS * 2
+    base = session.prefill(tokens)
+    session.set_user(ana)
+    fresh = session.prefill(tokens)
+    session.set_user(ben)
+    session.prefill(tokens)
+    session.set_user(ana)
+    assert np.array_equal(session.prefill(tokens), fresh)
+    session.set_user(None)
+    assert np.array_equal(session.prefill(tokens), base)
+    assert np.abs(fresh - base).max() > 0.01
+
+
 def test_a_model_directory_opens_in_torch_and_keeps_the_protocol(tiny_model: Path) -> None:
     session = open_session(tiny_model)
     assert isinstance(session, TorchSession)

@@ -58,7 +58,7 @@ def make_moe(seed=0):
 
 
 def make_lfm3(layers=("conv", "sliding_attention", "full_attention", "conv"), seed=0, window=4, **facts):
-    """As published: convolutions of width 7, gated heads, norms after each block; the window is below the test's rows."""
+    """As published: convolutions of width 7, gated heads, norms after each block; the window is below the rows."""
     from transformers import Lfm3Config, Lfm3ForCausalLM
 
     torch.manual_seed(seed)

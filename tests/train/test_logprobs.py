@@ -50,9 +50,12 @@ def test_convolutions_of_other_widths_and_with_a_bias_agree(options, make_model,
 
 
 @pytest.mark.parametrize(
-    "facts", [{"window": 1}, {"window": 30}, {"conv_bias": True}, {"use_sandwich_norm": False}, {"use_attention_gate": False},
-              {"layers": ("conv", "full_attention")}, {"layers": ("sliding_attention", "conv")}],
-)  # fmt: skip
+    "facts",
+    [
+        {"window": 1}, {"window": 30}, {"conv_bias": True}, {"use_sandwich_norm": False}, {"use_attention_gate": False},
+        {"layers": ("conv", "full_attention")}, {"layers": ("sliding_attention", "conv")},
+    ],
+)
 def test_lfm3_agrees_with_itself_whichever_of_its_parts_it_has(facts, make_model, tokens, plain):
     """Rows of 30 tokens: longer than the window and the convolution, and packed across both."""
     model = make_model("lfm3", **facts)
