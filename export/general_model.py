@@ -170,7 +170,6 @@ def describe(config: Mapping[str, Any], network: Any, context: int | None) -> di
     ids = network.network.generation_config
     states = [
         {"past": f"past.{state.name}", "present": f"present.{state.name}", "shape": list(state.shape)}
-        | ({} if state.limit is None else {"limit": state.limit})
         for state in network.states
     ]
     return {"model": {

@@ -1,9 +1,9 @@
 """A transformers model as a pure function: tokens, positions and states go in, logits and the new states come out.
 
 A runtime that knows nothing of an architecture can still drive it, if whatever the model remembers is an input and an
-output. One such function serves the prompt and every step after it: an empty cache and a convolution that has seen
-zeros are the beginning of a text. The masks are computed inside, from the positions and the lengths of the caches, so
-that the window of a sliding layer is part of the graph.
+output. One such function serves the prompt and every step after it: an empty cache, a window of zeros and a convolution
+that has seen zeros are the beginning of a text. Only the caches of layers that see everything grow. The masks are
+computed inside, from the positions and the caches' sizes, so that a layer's window is part of the graph.
 
 What the model keeps is asked of transformers' own cache. Read by `general_model.py`; needs torch.
 
@@ -29,16 +29,14 @@ RETRY = "see export/README.md for the architectures that can be exported"
 
 @dataclass(frozen=True)
 class StateShape:
-    """One state: `shape` has None where it grows with the text, up to `limit` tokens if there is one."""
+    """One state: `shape` has None where it grows by a row with every token."""
 
     name: str
     shape: tuple[int | None, ...]
-    limit: int | None = None
 
     def zeros(self, tokens: int) -> Tensor:
         """The state after so many tokens, all zeros."""
-        length = tokens if self.limit is None else min(tokens, self.limit)
-        return torch.zeros([length if size is None else size for size in self.shape])
+        return torch.zeros([tokens if size is None else size for size in self.shape])
 
 
 class StatefulModel(nn.Module):
@@ -107,10 +105,11 @@ class _Convolution(LinearAttentionLayer):  # type: ignore[misc]
 def _mask(places: Tensor, length: int, window: int | None) -> Tensor:
     """(T,) positions of the new tokens -> (B, 1, T, P + T): 0 where a token sees, the lowest number elsewhere.
 
-    The keys are the last ones up to the newest token, whatever a window has dropped before them.
+    The keys are the last ones up to the newest token, whatever a window has dropped before them; those at places below
+    zero are what a window holds before the text began.
     """
     keys = places[-1] - (length - 1) + torch.arange(length, device=places.device)
-    seen = keys[None, :] <= places[:, None]
+    seen = (keys[None, :] <= places[:, None]) & (keys[None, :] >= 0)
     if window is not None:
         seen = seen & (keys[None, :] > places[:, None] - window)
     nothing = torch.zeros((), dtype=torch.float32, device=places.device)
@@ -139,8 +138,8 @@ def _shapes(index: int, layer: Any) -> Iterator[StateShape]:
         window = _window(layer)
         batch, heads, _, width = layer.keys.shape
         for part, size in (("key", width), ("value", layer.values.shape[-1])):
-            limit = None if window is None else window - 1
-            yield StateShape(f"layers.{index}.{part}", (batch, heads, None, size), limit)
+            kept = None if window is None else window - 1  # transformers keeps what the next token can see
+            yield StateShape(f"layers.{index}.{part}", (batch, heads, kept, size))
     else:
         yield StateShape(f"layers.{index}.conv", tuple(_tensors(layer.conv_states)[0].shape))
 

@@ -1,12 +1,12 @@
 """What an ONNX graph remembers between tokens, and the description beside it that says so. No torch, no onnxruntime.
 
 Two kinds of folders hold a graph. onnxruntime-genai's builder writes `genai_config.json`; its attention caches are read
-and extended in place. A graph of ours has `graph.json`, which names every state with its shape; its attention caches
-are longer after each run by the tokens of that run, up to the layer's window. Names come from these files only.
+and extended in place. A graph of ours has `graph.json`, which names every state with its shape, null where it grows: an
+attention cache is longer after each run by the tokens of that run. Names come from these files only.
 
     {"model": {"type", "vocab_size", "context_length", "bos_token_id", "eos_token_id", "decoder": {
         "inputs": {"input_ids", "position_ids"}, "outputs": {"logits"},
-        "states": [{"past", "present", "shape": [1, 2, null, 32], "limit": 31}, ...]}}}
+        "states": [{"past", "present", "shape": [1, 2, null, 32]}, ...]}}}
 
 Shape legend: B = 1 conversation, P tokens remembered.
 """
@@ -40,7 +40,7 @@ class State:
     past: str
     present: str
     buffers: tuple[Array, Array]
-    grows: bool  # in place: a KV cache (B, heads, tokens, head size); else a convolution's (B, channels, width)
+    grows: bool  # a KV cache (B, heads, tokens, head size); else a convolution (B, channels, width), or a window
 
     def clear(self, tokens: int) -> None:
         """Overwrite what so many tokens may have left behind."""
@@ -50,22 +50,21 @@ class State:
 
 @dataclass(frozen=True)
 class AppendedState(State):
-    """A KV cache whose past (B, heads, P, head size) comes back with the new tokens behind it, at most `limit` long.
+    """A KV cache whose past (B, heads, P, head size) comes back with the new tokens behind it.
 
     The buffers are flat and have room for the whole context: onnxruntime packs each length densely.
     """
 
     heads: int
     width: int
-    limit: int
 
     def shape(self, tokens: int) -> tuple[int, int, int, int]:
         """The state's shape after so many tokens."""
-        return (1, self.heads, min(tokens, self.limit), self.width)
+        return (1, self.heads, tokens, self.width)
 
     def clear(self, tokens: int) -> None:
         for buffer in self.buffers:
-            buffer[: self.heads * self.width * min(tokens, self.limit)].fill(0)
+            buffer[: self.heads * tokens * self.width].fill(0)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -136,6 +135,5 @@ def _described(file: Path, state: Mapping[str, Any], inputs: Mapping[str, Any], 
     if len(shape) != 4 or shape[2] is not None or shape.count(None) != 1 or shape[0] != 1:
         raise ArtifactError(file, f"its state {past} has the shape {shape}, which no session can hold", AGAIN)
     heads, width = shape[1], shape[3]
-    limit = min(context, int(state.get("limit") or context))
-    flat = np.zeros(heads * width * limit, dtype=kind)
-    return AppendedState(past, state["present"], (flat, np.zeros_like(flat)), True, heads, width, limit)
+    flat = np.zeros(heads * context * width, dtype=kind)
+    return AppendedState(past, state["present"], (flat, np.zeros_like(flat)), True, heads, width)

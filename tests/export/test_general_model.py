@@ -82,16 +82,17 @@ def test_a_prompt_in_pieces_around_the_convolutions_width_and_the_window_is_torc
     assert rows.std() > 0.1
 
 
-def test_a_caches_length_is_the_texts_up_to_its_window(folder: Callable[[str], Path]) -> None:
+def test_only_the_layers_that_see_everything_have_a_cache_that_grows(folder: Callable[[str], Path]) -> None:
     with closing(OnnxSession(folder("fp32") / "model.onnx", threads=1, context=200)) as session:
         states = {state.past: state for state in session._states}
         assert list(states) == ["past.layers.0.conv", "past.layers.1.key", "past.layers.1.value", "past.layers.2.key",
                                 "past.layers.2.value", "past.layers.3.conv"]  # fmt: skip
         window, whole = states["past.layers.1.key"], states["past.layers.2.key"]
-        assert isinstance(window, AppendedState)
+        assert not isinstance(window, AppendedState)
+        assert window.buffers[0].shape == (1, 2, 15, 16)
         assert isinstance(whole, AppendedState)
-        assert [window.shape(tokens)[2] for tokens in (0, 3, 15, 16, 199)] == [0, 3, 15, 15, 15]
-        assert [whole.shape(tokens)[2] for tokens in (0, 3, 199, 200)] == [0, 3, 199, 200]
+        assert [whole.shape(tokens) for tokens in (0, 200)] == [(1, 2, 0, 16), (1, 2, 200, 16)]
+        assert [buffer.size for buffer in whole.buffers] == [2 * 200 * 16] * 2
         session.prefill(TOKENS)
         assert all(any(buffer.any() for buffer in state.buffers) for state in session._states)
         session.reset()
@@ -142,7 +143,7 @@ def test_a_description_that_does_not_fit_its_graph_is_one_line(
     shutil.copytree(folder("fp32"), tmp_path / "g")
     file = tmp_path / "g" / GRAPH_CONFIG
     config = json.loads(file.read_text(encoding="utf-8"))
-    config["model"]["decoder"]["states"][1].update(edit)
+    config["model"]["decoder"]["states"][3].update(edit)
     file.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises((ArtifactError, InputError), match=message):
         OnnxSession(tmp_path / "g/model.onnx")

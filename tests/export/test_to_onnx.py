@@ -275,7 +275,9 @@ def test_what_the_builder_cannot_build_is_one_line_and_leaves_nothing(
     assert leftovers(tmp_path) == []
 
 
-def test_weights_of_another_architecture_than_the_config_says_are_refused(onnx_tools: None, tmp_path: Path, tiny_model: Path) -> None:
+def test_weights_of_another_architecture_than_the_config_says_are_refused(
+    onnx_tools: None, tmp_path: Path, tiny_model: Path
+) -> None:
     import shutil
 
     shutil.copytree(tiny_model, tmp_path / "model")
