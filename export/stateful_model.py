@@ -65,9 +65,10 @@ class StatefulModel(nn.Module):
         lengths = {}
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, DynamicLayer):
-                layer.keys, layer.values, layer.is_initialized = next(left), next(left), True
-                kind = "full_attention" if _window(layer) is None else "sliding_attention"
-                lengths[kind] = layer.keys.shape[2] + input_ids.shape[1]
+                keys, values, window = next(left), next(left), _window(layer)
+                cache.layers[index] = _Attention(keys, values, None if window is None else window - 1)
+                kind = "full_attention" if window is None else "sliding_attention"
+                lengths[kind] = keys.shape[2] + input_ids.shape[1]
             else:
                 cache.layers[index] = _Convolution(next(left))
         output = self.network(
@@ -84,6 +85,26 @@ class StatefulModel(nn.Module):
         if len(masks) < 2:
             return next(iter(masks.values()), None)
         return dict.fromkeys(self.network.config.layer_types) | masks  # a convolution has none
+
+
+class _Attention(DynamicLayer):  # type: ignore[misc]
+    """The keys and values that a layer remembers, (B, heads, P, head size): all of them, or the last `kept`.
+
+    transformers' own window counts tokens in Python, which a recorded graph would take for a constant; its exporters
+    replace it by a cache that grows without end.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, kept: int | None) -> None:
+        super().__init__()
+        self.keys, self.values, self.kept, self.is_initialized = keys, values, kept, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """What attention reads: the past and the new tokens."""
+        keys, values = torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+        self.keys, self.values = keys, values
+        if self.kept is not None:
+            self.keys, self.values = keys[:, :, -self.kept :], values[:, :, -self.kept :]
+        return keys, values
 
 
 class _Convolution(LinearAttentionLayer):  # type: ignore[misc]
