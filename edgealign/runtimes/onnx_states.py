@@ -126,8 +126,10 @@ def make_states(file: Path, decoder: Mapping[str, Any], inputs: Mapping[str, Any
 def _described(file: Path, state: Mapping[str, Any], inputs: Mapping[str, Any], context: int) -> State:
     past, shape = state["past"], list(state["shape"])
     entry = inputs.get(past)
-    if entry is None or len(entry.shape) != len(shape):
-        raise ArtifactError(file, f"has no input {past} of {len(shape)} dimensions, as {GRAPH_CONFIG} says", AGAIN)
+    if entry is None or len(entry.shape) != len(shape) or any(
+        size is not None and size != stored for size, stored in zip(shape, entry.shape, strict=True)
+    ):  # fmt: skip
+        raise ArtifactError(file, f"has no input {past} of the shape {shape}, as {GRAPH_CONFIG} says", AGAIN)
     kind = TYPES[entry.type]
     if None not in shape:
         fixed = np.zeros(shape, dtype=kind)

@@ -10,8 +10,8 @@
 | della           | arXiv 2406.11617                  | yes          |
 
 mergekit 0.1.5 knows `lfm2` but not `lfm2_moe`: it fuses the experts' names while writing, and the result would
-not have the inputs' tensors. For such architectures `linear` and `task_arithmetic` are computed here, tensor by
-tensor; the others are refused. Arithmetic is always in float32.
+not have the inputs' tensors. Of `lfm3` it leaves the head gates out. For such architectures `linear` and
+`task_arithmetic` are computed here, tensor by tensor; the others are refused. Arithmetic is always in float32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from edgealign.errors import InputError, RecipeError, ToolMissing
 NEEDS_BASE = ("task_arithmetic", "ties", "dare_ties", "della")
 SPARSE = ("ties", "dare_ties", "della")
 NATIVE = ("linear", "task_arithmetic")
-NOT_IN_MERGEKIT = ("lfm2_moe",)
+NOT_IN_MERGEKIT = ("lfm2_moe", "lfm3")
 SHARD_BYTES = 4_000_000_000
 WEIGHTS = "model.safetensors"
 

@@ -128,9 +128,10 @@ def test_every_linear_layer_has_an_input_under_its_own_name(folder: Callable[[st
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ({"past": "past.layers.9.key"}, "has no input past.layers.9.key of 4 dimensions, as graph.json says"),
-        ({"shape": [1, 2, 16]}, "of 3 dimensions, as graph.json says"),
+        ({"past": "past.layers.9.key"}, r"no input past.layers.9.key of the shape \[1, 2, None, 16\], as graph"),
+        ({"shape": [1, 2, 16]}, r"of the shape \[1, 2, 16\], as graph.json says"),
         ({"shape": [1, None, None, 16]}, "which no session can hold"),
+        ({"shape": [1, 2**30, None, 16]}, "has no input past.layers.2.key of the shape"),
         ({"shape": [1, 2, None, -4]}, "graph.json: is missing or damaged"),
         ({"past": 7}, "graph.json: is missing or damaged"),
     ],

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from edgealign.artifact import open_artifact, publish
-from edgealign.errors import CheckFailed
+from edgealign.errors import CheckFailed, InputError
 from edgealign.train import merge
 from edgealign.train.merge_recipe import METHODS, MergeRecipe
 from edgealign.train.mergekit_merge import Merge, check_merge
@@ -192,6 +192,23 @@ def test_a_mixture_of_experts_is_merged_without_mergekit(tmp_path: Path) -> None
     assert merged.keys() == first.keys()
     for name, weight in merged.items():
         torch.testing.assert_close(weight, 0.25 * first[name] + 0.75 * second[name], rtol=0, atol=1e-6)
+
+
+def test_lfm3_keeps_its_head_gates_which_mergekit_would_leave_out(tmp_path: Path) -> None:
+    from edgealign.models import create
+    from edgealign.models.recipes import InitRecipe
+
+    models = [tmp_path / str(seed) for seed in (1, 2)]
+    for seed, model in enumerate(models):
+        create.run(InitRecipe(shape="tiny-lfm3", seed=seed, vocab_size=400, dtype="float32"), text=[], out=model)
+        (model / "manifest.json").unlink()  # as if they came from elsewhere: these two have no common base
+    artifact = merge.run(MergeRecipe(weights=(0.25, 0.75)), models=models, out=tmp_path / "merged")
+    first, second, merged = (tensors(folder) for folder in (*models, artifact.path))
+    gate = "model.layers.1.self_attn.gate_proj.weight"
+    assert merged.keys() == first.keys()
+    torch.testing.assert_close(merged[gate], 0.25 * first[gate] + 0.75 * second[gate], rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="slerp of lfm3: mergekit does not know this architecture"):
+        merge.run(MergeRecipe(method="slerp"), models=models, out=tmp_path / "slerp")
 
 
 def test_a_lora_merged_into_its_base_computes_the_same_logits(
