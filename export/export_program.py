@@ -110,8 +110,14 @@ def require(found: Sequence[Check]) -> None:
             worst.name + measured,
             f"the export does not behave like the torch model ({len(failed)} of {len(found)} checks failed: "
             f"{', '.join(check.name for check in failed)}{allowed}); nothing was published",
-            "for the tolerances see: edgealign config schema",
+            _way_out(worst.name),
         )
+
+
+def _way_out(name: str) -> str:
+    if name.startswith(("survival.", "strength.", "quant.")):
+        return "take more bits, train on the 4-bit grid (edgealign sft --qat q4_0), or see edgealign config schema verify"
+    return "for the tolerances see: edgealign config schema verify"
 
 
 def check_turns(base: Artifact) -> list[Check]:
