@@ -271,6 +271,7 @@ def export(
     adapter: AdapterOption = None,
     calibration: Annotated[Path | None, typer.Option("--calibration", help="text for an importance matrix")] = None,
     python: Annotated[str | None, typer.Option("--python", help="the Python that has the exporter's tools")] = None,
+    kit: Annotated[str | None, typer.Option("--kit", help="android: add scripts for a phone (gguf)")] = None,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -288,6 +289,7 @@ def export(
         adapters=cli_options.directories(adapter),
         calibration=calibration,
         python=python,
+        kit=kit,
         out=out,
     )
 

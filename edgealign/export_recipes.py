@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from edgealign.errors import RecipeError
 from edgealign.recipe import option
+from edgealign.registry import suggest
 
 # Each target's own names; the one in DEFAULT_QUANT is what `auto` means.
 QUANTS: Mapping[str, tuple[str, ...]] = {
@@ -15,6 +16,8 @@ QUANTS: Mapping[str, tuple[str, ...]] = {
     "executorch": ("fp32", "8da4w"),
 }
 DEFAULT_QUANT: Mapping[str, str] = {"gguf": "q4_0", "onnx": "int4", "executorch": "8da4w"}
+# What can be added to a bundle for another device, and the target whose bundle it needs.
+KITS: Mapping[str, str] = {"android": "gguf"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +62,19 @@ def resolve(recipe: ExportRecipe, target: str) -> ExportRecipe:
         known = ", ".join(QUANTS[target])
         raise RecipeError(recipe.quant, f"is no quantisation of the target {target}", f"choose one of: {known}")
     return recipe
+
+
+def check_kit(kit: str | None, target: str) -> None:
+    """Refuse a kit that does not exist, or that goes with another target.
+
+    Raises:
+        RecipeError: both are named.
+    """
+    if kit is None:
+        return
+    if kit not in KITS:
+        raise RecipeError(kit, f"is no kit{suggest(kit, KITS)}", f"choose one of: {', '.join(KITS)}")
+    if KITS[kit] != target:
+        raise RecipeError(
+            kit, f"is a kit for the target {KITS[kit]}, not for {target}", f"export with --target {KITS[kit]}"
+        )

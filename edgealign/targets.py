@@ -23,7 +23,7 @@ from typing import Any
 import edgealign
 from edgealign.artifact import Artifact, open_artifact, refuse_existing
 from edgealign.errors import CheckFailed, EdgealignError, InputError, RecipeError, ToolMissing, UsageError
-from edgealign.export_recipes import ExportRecipe, resolve
+from edgealign.export_recipes import ExportRecipe, check_kit, resolve
 from edgealign.registry import suggest
 
 
@@ -53,11 +53,12 @@ def run(
     adapters: Mapping[str, Path] | None = None,
     calibration: Path | None = None,
     python: str | None = None,
+    kit: str | None = None,
 ) -> Artifact:
     """Export a model and its users' adapters; returns the published bundle.
 
     Raises:
-        RecipeError: no such target, or a quantisation that it does not have.
+        RecipeError: no such target, or a quantisation or a kit that it does not have.
         CheckFailed: the bundle does not behave like the torch model.
         UsageError: the input or the output cannot be used; the program's own message.
         ToolMissing: the program's tools, or the other Python, are not there.
@@ -65,6 +66,7 @@ def run(
     """
     script = program(target)
     recipe = resolve(recipe, target)
+    check_kit(kit, target)
     out = Path(out)
     refuse_existing(out)
     with tempfile.TemporaryDirectory(prefix="edgealign-export-") as scratch:
@@ -77,6 +79,8 @@ def run(
             command += ["--adapter", f"{name}={folder}"]
         if calibration is not None:
             command += ["--calibration", str(calibration)]
+        if kit is not None:
+            command += ["--kit", kit]
         os.symlink(PACKAGE, Path(scratch, "edgealign"))  # this package for the other Python, and none of its neighbours
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([scratch, os.environ.get("PYTHONPATH", "")])}
         answer = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False)

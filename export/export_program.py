@@ -19,7 +19,7 @@ from typing import Any
 from edgealign import recipe as recipes
 from edgealign.artifact import Artifact, Check, Draft, Input, open_artifact, open_model, sha256_file
 from edgealign.errors import CheckFailed, EdgealignError, InputError, OutputError, UsageError
-from edgealign.export_recipes import QUANTS, ExportRecipe, resolve
+from edgealign.export_recipes import KITS, QUANTS, ExportRecipe, check_kit, resolve
 from edgealign.models.lint import lint
 from edgealign.models.load import check_safetensors, load_tokenizer
 from edgealign.parity_recipes import VerifyRecipe
@@ -204,8 +204,10 @@ def main(argv: Sequence[str] | None, *, target: str, what: str, export: Callable
         if arguments.calibration is not None and not arguments.calibration.is_file():
             raise InputError(arguments.calibration, "no such file", "give a file of plain text or JSONL")
         recipe = recipes.load(ExportRecipe, arguments.recipe, {"quant": arguments.quant})
+        check_kit(arguments.kit, target)
         artifact = export(
-            recipe, model=arguments.model, adapters=adapters, out=arguments.out, calibration=arguments.calibration
+            recipe, model=arguments.model, adapters=adapters, out=arguments.out, calibration=arguments.calibration,
+            **({} if arguments.kit is None else {"kit": arguments.kit}),
         )
     except EdgealignError as error:
         if arguments.json:
@@ -236,5 +238,6 @@ def _parse(argv: Sequence[str] | None, target: str, what: str) -> argparse.Names
     parser.add_argument("--recipe", type=Path, help="TOML file; see export/recipes/")
     parser.add_argument("--adapter", action="append", default=[], metavar="USER=DIR", help="a user's LoRA; repeatable")
     parser.add_argument("--calibration", type=Path, help="text or JSONL for an importance matrix (gguf)")
+    parser.add_argument("--kit", help=f"add scripts for another device: {', '.join(KITS)} (gguf)")
     parser.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON line")
     return parser.parse_args(argv)

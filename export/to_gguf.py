@@ -3,6 +3,7 @@
     python export/to_gguf.py --model MODEL --out BUNDLE --quant q4_0
     python export/to_gguf.py --model MODEL --out BUNDLE --recipe export/recipes/gguf-q4_0.toml \\
         --adapter ana=ADAPTER --adapter ben=ADAPTER --calibration train.txt
+    python export/to_gguf.py --model MODEL --out BUNDLE --adapter ana=ADAPTER --kit android
 
 Two gates stand before publishing. A file of 32-bit floats must agree with torch number for number: that proves the
 tensor map, the metadata and the adapters. Then the quantised file must agree as a distribution. If a check fails,
@@ -41,9 +42,18 @@ SHARE = {"f32": 0.0, "f16": 0.51, "q8_0": 0.28, "q4_0": 0.18, "q4_k_m": 0.2}
 
 
 def export(
-    recipe: ExportRecipe, *, model: str | Path, adapters: Mapping[str, Path], out: Path, calibration: Path | None
+    recipe: ExportRecipe,
+    *,
+    model: str | Path,
+    adapters: Mapping[str, Path],
+    out: Path,
+    calibration: Path | None,
+    kit: str | None = None,
 ) -> Artifact:
     """Convert, verify, publish.
+
+    Args:
+        kit: `android` adds the scripts for a phone and the tokens it must draw.
 
     Raises:
         ArtifactError, InputError: the model, an adapter or the text cannot be used.
@@ -65,7 +75,11 @@ def export(
         draft.checks.extend(checks)
         # The 32-bit file and the result stand side by side for a moment.
         program.require_space(job.base, draft.dir, per_weight=4 * (1.02 + SHARE[job.recipe.quant]))
-        _fill(job, draft)
+        bundle = _fill(job, draft)
+        if kit is not None:
+            from android_kit import add_kit
+
+            add_kit(job, bundle, draft)
     return open_artifact(out)
 
 
@@ -74,7 +88,7 @@ def verify_recipe(recipe: ExportRecipe, table: Architecture) -> VerifyRecipe:
     return program.gate_recipe(recipe, table.exact_tolerance)
 
 
-def _fill(job: Job, draft: Draft) -> None:
+def _fill(job: Job, draft: Draft) -> Bundle:
     """Write and verify the 32-bit files beside the draft, then what was asked for inside it."""
     from gguf_model import write_model
     from gguf_quantize import measure_importance, quantize
@@ -104,6 +118,7 @@ def _fill(job: Job, draft: Draft) -> None:
     draft.meta.update(_facts(job, bundle))
     if importance is not None:
         draft.meta["calibration"] = {"tokens": importance.tokens, "digest": importance.text_digest}
+    return bundle
 
 
 def _lay_out(job: Job, recipe: ExportRecipe, folder: Path) -> Bundle:
