@@ -40,6 +40,7 @@ QUESTIONS = (
     "Write one friendly sentence to a colleague who starts today.",
 )
 PARAGRAPHS = PROBE_TEXT.split("\n\n")
+OPENINGS = [PARAGRAPHS[place].partition(".")[0] for place in (0, 4, 5)]  # prose, to be gone on with
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class _Reader:
 
 
 def _texts(tokenizer: Any, start: list[int]) -> list[str]:
-    """Questions as the model's template renders them, and a beginning of a text to go on with."""
+    """Questions as the model's template renders them, and beginnings of texts."""
     texts = list(QUESTIONS)
     if tokenizer.chat_template:
         texts = [
@@ -119,10 +120,9 @@ def _texts(tokenizer: Any, start: list[int]) -> list[str]:
             ))
             for text in QUESTIONS
         ]
-    opening = PARAGRAPHS[0][: PARAGRAPHS[0].index(".")]
     # llama.cpp puts the start token in front by itself: a template's own would be a second one.
     bos = tokenizer.bos_token if start else None
-    return [text.removeprefix(bos) if bos else text for text in (*texts, opening)]
+    return [text.removeprefix(bos) if bos else text for text in (*texts, *OPENINGS)]
 
 
 def _stop_ids(job: Job, facts: dict[str, Any]) -> set[int]:

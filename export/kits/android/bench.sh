@@ -8,7 +8,7 @@
 # Everything is collected aside and appears in the results folder in one move, or not at all.
 
 KIT=$(cd "$(dirname "$0")" && pwd)
-# shellcheck source=device.sh
+# shellcheck source-path=SCRIPTDIR source=device.sh
 . "$KIT/device.sh"
 
 usage() {
@@ -92,10 +92,10 @@ time_users() {
     rep=0
     while [ $rep -lt "$REPS" ]; do
         rep=$((rep + 1))
-        for threads in $(printf '%s' "$THREADS" | tr ',' ' '); do
+        for count in $(printf '%s' "$THREADS" | tr ',' ' '); do
             for user in - $(users); do
-                say "llama-completion: user $user, $threads threads, $rep of $REPS"
-                time_user "$user" "$threads" "$rep"
+                say "llama-completion: user $user, $count threads, $rep of $REPS"
+                time_user "$user" "$count" "$rep"
             done
         done
     done
@@ -111,13 +111,13 @@ time_user() {
 --no-display-prompt -ngl 0 -t $2 </dev/null" users.log ||
         fail 1 "llama-completion" "failed on $SERIAL for user $1 ($(last_words users.log))" "see $DIR/users.log there"
     on_device "grep 'eval time' '$DIR/users.log'" >"$SCRATCH/log"
-    prompt=$(sed -n 's/.*prompt eval time = *\([0-9.]*\) ms \/ *\([0-9]*\) tokens.*/\2 \1/p' "$SCRATCH/log")
+    fed=$(sed -n 's/.*prompt eval time = *\([0-9.]*\) ms \/ *\([0-9]*\) tokens.*/\2 \1/p' "$SCRATCH/log")
     drawn=$(sed -n '/prompt eval/d; s/.*eval time = *\([0-9.]*\) ms \/ *\([0-9]*\) runs.*/\2 \1/p' "$SCRATCH/log")
-    { [ -n "$prompt" ] && [ -n "$drawn" ]; } ||
+    { [ -n "$fed" ] && [ -n "$drawn" ]; } ||
         fail 1 "llama-completion" "prints no times that are known here" "use llama.cpp programs of about the version in README.md"
     printf '{"program": "llama-completion", "user": %s, "n_threads": %s, "repetition": %s, ' "$(quote "$name")" "$2" "$3"
     printf '"n_prompt": %s, "prompt_ms": %s, "n_gen": %s, "gen_ms": %s}\n' \
-        "${prompt% *}" "${prompt#* }" "${drawn% *}" "${drawn#* }"
+        "${fed% *}" "${fed#* }" "${drawn% *}" "${drawn#* }"
 } >>"$SCRATCH/rows"
 
 parse_options "$@"
@@ -126,11 +126,14 @@ if [ "$CLEAN" = yes ]; then
     clean_device
     exit 0
 fi
-case $OUT/ in
-"$BUNDLE"/*) fail 2 "$OUT" "is inside the bundle, which must stay as it was published" "choose another --out" ;;
-esac
 mkdir -p "$OUT" 2>/dev/null || fail 2 "$OUT" "cannot be written" "choose another --out"
 OUT=$(cd "$OUT" && pwd)
+case $OUT/ in
+"$BUNDLE"/*)
+    rmdir "$OUT" 2>/dev/null
+    fail 2 "$OUT" "is inside the bundle, which must stay as it was published" "choose another --out"
+    ;;
+esac
 find_programs
 push_changed
 mkdir "$SCRATCH/run"

@@ -7,7 +7,7 @@
 # from there, so that ids are compared and not text. expected.tsv beside this file holds what they must be.
 
 KIT=$(cd "$(dirname "$0")" && pwd)
-# shellcheck source=device.sh
+# shellcheck source-path=SCRIPTDIR source=device.sh
 . "$KIT/device.sh"
 
 usage() {
@@ -22,7 +22,7 @@ ADB names the adb to use.
 END
 }
 
-# check_case USER PROMPT LIMIT: the ids that the device fed and drew, on one line.
+# run_case USER PROMPT LIMIT: the ids that the device fed and drew, on one line.
 run_case() {
     lora=
     [ "$1" = - ] || lora="--lora adapters/$1.gguf"
@@ -36,7 +36,7 @@ run_case() {
 
 parse_options "$@"
 find_device
-if [ $CLEAN = yes ]; then
+if [ "$CLEAN" = yes ]; then
     clean_device
     exit 0
 fi

@@ -25,8 +25,8 @@ trap 'exit 130' INT TERM HUP
 
 # fail STATUS VALUE REASON FIX: one line, and the end. 1 a check failed, 2 wrong use or device, 3 a tool is missing.
 fail() {
-    printf '%s: %s: %s; %s\n' "$ME" "$2" "$3" "$4" | tr '\n' ' ' >&2
-    echo >&2
+    line=$(printf '%s: %s: %s; %s' "$ME" "$2" "$3" "$4" | tr '\n' ' ')
+    printf '%s\n' "$line" >&2
     exit "$1"
 }
 
@@ -95,10 +95,10 @@ find_device() {
         fail 3 "$ADB" "is not installed" "install Android's platform-tools (apt install adb), or set ADB=/path/to/adb"
     "$ADB" devices </dev/null >"$SCRATCH/devices" 2>"$SCRATCH/said" ||
         fail 3 "$ADB" "does not start ($(tail -n 1 "$SCRATCH/said"))" "try: $ADB devices"
-    tr -d '\r' <"$SCRATCH/devices" | sed '1,/^List of devices/d' | grep . >"$SCRATCH/listed"
+    tr -d '\r' <"$SCRATCH/devices" | awk 'found; /^List of devices/ { found = 1 }' | grep . >"$SCRATCH/listed"
     if [ -z "$SERIAL" ]; then
         case $(grep -c . "$SCRATCH/listed") in
-        0) fail 2 "no device" "is connected" "plug it in, switch USB debugging on in its developer options, try: $ADB devices" ;;
+        0) fail 2 "$ADB" "sees no device" "plug one in, switch USB debugging on in its developer options" ;;
         1) SERIAL=$(cut -f 1 "$SCRATCH/listed") ;;
         *) fail 2 "$(cut -f 1 "$SCRATCH/listed" | xargs)" "are connected" "choose one with --serial" ;;
         esac
@@ -191,7 +191,9 @@ run_there() {
 # last_words LOG: why a program there ended badly.
 last_words() {
     on_device "cat '$DIR/$1'" >"$SCRATCH/log"
-    grep -i -E 'error|fail|abort|not|illegal|killed' "$SCRATCH/log" "$SCRATCH/said" -h | tail -n 1 | cut -c 1-200
+    cat "$SCRATCH/said" >>"$SCRATCH/log"
+    words=$(grep -i -E 'error|fail|abort|illegal|killed' "$SCRATCH/log" | tail -n 1)
+    printf '%s' "${words:-$(grep . "$SCRATCH/log" | tail -n 1)}" | cut -c 1-200
 }
 
 clean_device() {
