@@ -10,8 +10,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,8 @@ FOLDER = "kit"
 NEW_TOKENS = 48
 CONTEXT = 512  # check.sh says the same to llama-completion
 SPEED_TOKENS = 512
+SWAYS = 2.0  # another processor may round as differently again as two ways to compute do on this one
+EXACT = 1e-3  # logits: 32-bit weights have hardly any rounding to speak of
 BASE = "-"  # no user's name: those begin with a letter or a digit
 QUESTIONS = (
     "Tell me a short story about a dog and a red ball.",
@@ -51,6 +52,24 @@ class Prompt:
     ids: list[int]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What one user's model says to one prompt; `leads`: of each token over its rival, the second-best, in logits."""
+
+    user: str
+    adapter: Path | None
+    number: int
+    prompt: Prompt
+    tokens: list[int] = field(default_factory=list)
+    rivals: list[int] = field(default_factory=list)
+    leads: list[float] = field(default_factory=list)
+
+    def line(self, limit: int) -> str:
+        ids, new = (" ".join(map(str, numbers)) for numbers in (self.prompt.ids, self.tokens))
+        leads = " ".join(f"{lead:.4f}" for lead in self.leads)
+        return "\t".join((self.user, str(self.number), str(limit), ids, new, leads)) + "\n"
+
+
 def add_kit(job: Job, bundle: Bundle, draft: Draft) -> None:
     """Write the scripts, the prompts and the expected tokens into `draft`.
 
@@ -62,8 +81,7 @@ def add_kit(job: Job, bundle: Bundle, draft: Draft) -> None:
     for script in folder.glob("*.sh"):
         script.chmod(0o755)
     tokenizer = load_tokenizer(job.base.path)
-    # F32 cache, no flash attention: what differs then is the processor's arithmetic on the weights, and nothing else.
-    with closing(ProcessSession(bundle.model_file, exact=True, threads=job.recipe.threads or None)) as session:
+    with _session(bundle, job) as session:
         facts = session.info()
         reader = _Reader(session, facts, bundle.model_file)
         prompts = [reader.read(text) for text in _texts(tokenizer, reader.start)]
@@ -75,18 +93,25 @@ def add_kit(job: Job, bundle: Bundle, draft: Draft) -> None:
                 f"export with a context of at least {longest + 16} tokens",
             )
         say(f"kit: {limit} greedy tokens from {len(prompts)} prompts, base and {len(bundle.adapters)} users")
-        stop = _stop_ids(job, facts)
-        lines = list(_expected(session, bundle, prompts, limit, stop))
+        answers = list(_draw_all(session, bundle, prompts, limit, _stop_ids(job, facts)))
+        sway = max(_sway(session, answer, one_by_one=True) for answer in answers)
         speed = reader.cut(" ".join(PARAGRAPHS) * 8, min(SPEED_TOKENS, facts["n_ctx"] // 2))
+    if facts["extra_bufts"]:
+        with _session(bundle, job, extra_bufts=False) as session:
+            sway = max(sway, *(_sway(session, answer, one_by_one=False) for answer in answers))
     for number, prompt in enumerate(prompts, start=1):
         (folder / f"prompt-{number}.txt").write_bytes(prompt.text.encode())
     (folder / "speed.txt").write_bytes(speed.text.encode())
-    made_by = f"# llama.cpp of llama-cpp-python {installed_version()}, {platform.machine()}: {facts['system_info']}\n"
-    columns = "# user, prompt, most new tokens, ids of the prompt, new ids, their leads in logits\n"
-    (folder / "expected.tsv").write_text(made_by + columns + "\n".join(lines) + "\n", encoding="utf-8")
+    undecided = max(SWAYS * sway, EXACT)
+    head = (
+        f"# llama.cpp of llama-cpp-python {installed_version()}, {platform.machine()}: {facts['system_info']}\n"
+        f"# undecided up to {undecided:.4f} logits: {SWAYS:g} times what rounding moved a lead on that machine\n"
+        "# user, prompt, most new tokens, ids of the prompt, new ids, their leads in logits\n"
+    )
+    (folder / "expected.tsv").write_text(head + "".join(answer.line(limit) for answer in answers), encoding="utf-8")
     draft.meta["kit"] = {
         "name": "android", "prompts": len(prompts), "new_tokens": limit, "speed_tokens": len(speed.ids),
-        "users": sorted(bundle.adapters),
+        "undecided_logits": round(undecided, 4), "answers_changed": _changed(answers),
     }
 
 
@@ -135,31 +160,65 @@ def _stop_ids(job: Job, facts: dict[str, Any]) -> set[int]:
     return {facts["eos"], *(stop if isinstance(stop, list) else [] if stop is None else [stop])}
 
 
-def _expected(
+def _session(bundle: Bundle, job: Job, **options: Any) -> ProcessSession:
+    """F32 cache, no flash attention: what then differs elsewhere is arithmetic on the weights, and nothing else."""
+    return ProcessSession(bundle.model_file, exact=True, threads=job.recipe.threads or None, **options)
+
+
+def _draw_all(
     session: ProcessSession, bundle: Bundle, prompts: list[Prompt], limit: int, stop: set[int]
-) -> Iterator[str]:
-    """One line for each user and prompt."""
+) -> Iterator[Answer]:
+    """One answer for each user and prompt."""
     for user, adapter in ((BASE, None), *sorted(bundle.adapters.items())):
         session.set_user(adapter)
         for number, prompt in enumerate(prompts, start=1):
-            tokens, leads = _draw(session, prompt.ids, limit, stop)
-            ids, new = " ".join(map(str, prompt.ids)), " ".join(map(str, tokens))
-            yield "\t".join((user, str(number), str(limit), ids, new, " ".join(f"{lead:.4f}" for lead in leads)))
+            yield _draw(session, Answer(user, adapter, number, prompt), limit, stop)
 
 
-def _draw(session: ProcessSession, ids: list[int], limit: int, stop: set[int]) -> tuple[list[int], list[float]]:
-    """Greedy tokens, a stop token included, and how far each led in logits."""
-    session.reset()
-    # As llama-completion does with a prompt cache: it saves the state before the last token of the prompt.
-    if len(ids) > 1:
-        session.prefill(ids[:-1])
-    logits = session.step(ids[-1])
-    tokens: list[int] = []
-    leads: list[float] = []
+def _draw(session: ProcessSession, answer: Answer, limit: int, stop: set[int]) -> Answer:
+    """Fill in the greedy tokens, a stop token included, and how far each led in logits."""
+    logits = _feed(session, answer.prompt, one_by_one=False)
     while True:
-        second, first = np.partition(logits, -2)[-2:]
-        tokens.append(int(np.argmax(logits)))
-        leads.append(float(first - second))
-        if tokens[-1] in stop or len(tokens) == limit:
-            return tokens, leads
-        logits = session.step(tokens[-1])
+        first = int(np.argmax(logits))  # of equals the first, as llama.cpp takes it
+        others = logits.copy()
+        others[first] = -np.inf
+        second = int(np.argmax(others))
+        answer.tokens.append(first)
+        answer.rivals.append(second)
+        answer.leads.append(float(logits[first] - logits[second]))
+        if first in stop or len(answer.tokens) == limit:
+            return answer
+        logits = session.step(first)
+
+
+def _sway(session: ProcessSession, answer: Answer, *, one_by_one: bool) -> float:
+    """How far a lead moves at most where the same tokens are computed in another order: that is rounding, no error."""
+    session.set_user(answer.adapter)
+    logits = _feed(session, answer.prompt, one_by_one=one_by_one)
+    most = 0.0
+    for place, (token, rival, lead) in enumerate(zip(answer.tokens, answer.rivals, answer.leads, strict=True)):
+        if place:
+            logits = session.step(answer.tokens[place - 1])
+        most = max(most, abs(float(logits[token] - logits[rival]) - lead))
+    return most
+
+
+def _feed(session: ProcessSession, prompt: Prompt, *, one_by_one: bool) -> Any:
+    """Logits (V,) after a prompt from an empty state."""
+    session.reset()
+    head = prompt.ids[:-1]
+    if one_by_one:
+        for token in head:
+            session.step(token)
+    elif head:
+        session.prefill(head)  # as llama-completion does with a prompt cache: all but the last token, then that one
+    return session.step(prompt.ids[-1])
+
+
+def _changed(answers: list[Answer]) -> dict[str, int]:
+    """For each user, on how many prompts the adapter changes the answer: where it is 0, the check says nothing."""
+    base = {answer.number: answer.tokens for answer in answers if answer.user == BASE}
+    users = sorted({answer.user for answer in answers} - {BASE})
+    return {
+        user: sum(answer.tokens != base[answer.number] for answer in answers if answer.user == user) for user in users
+    }

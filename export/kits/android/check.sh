@@ -1,7 +1,7 @@
 #!/bin/sh
 # Same tokens on the device as where the bundle was exported? Base and every user, greedy, llama.cpp's own program.
 #
-#     sh check.sh --llama-bin DIR          exit 0: every token the same; 1: some are not; --help lists the options
+#     sh check.sh --llama-bin DIR          exit 0: the same, or undecided where they part; 1: different; --help
 #
 # llama-completion writes its token ids into the head of its prompt cache (two words, a count, the ids): they are read
 # from there, so that ids are compared and not text. expected.tsv beside this file holds what they must be.
@@ -43,28 +43,39 @@ fi
 find_programs
 push_changed
 grep -v '^#' "$KIT/expected.tsv" >"$SCRATCH/cases"
-different=0
+undecided_to=$(sed -n 's/^# undecided up to \([0-9.]*\) logits.*/\1/p' "$KIT/expected.tsv")
+same=0
+undecided=0
 cases=0
-printf 'user\tprompt\tsame\tof\tfirst other token\tlead of the expected one, in logits\n'
+printf 'user\tprompt\tsame tokens\tof\tverdict\tlead of the first that is not drawn, in logits\n'
 while IFS='	' read -r user prompt limit ids new leads; do
     cases=$((cases + 1))
     if ! run_case "$user" "$prompt" "$limit" >"$SCRATCH/got"; then
         fail 1 "llama-completion" "failed on $SERIAL for user $user ($(last_words check.log))" "see $DIR/check.log there"
     fi
-    # Ids as one list; the first that differs is named, with how clearly the exporting machine had preferred its own.
-    printf '%s\n%s\n%s\n%s\n' "$ids" "$new" "$leads" "$(cat "$SCRATCH/got")" | awk -v user="$user" -v prompt="$prompt" '
+    # Ids as one list. Where the first differs, the exporting machine's lead says whether rounding can decide there.
+    printf '%s\n%s\n%s\n%s\n' "$ids" "$new" "$leads" "$(cat "$SCRATCH/got")" |
+        awk -v user="$user" -v prompt="$prompt" -v most="${undecided_to:-0}" '
         NR == 1 { asked = split($0, want) }
         NR == 2 { fresh = split($0, part); for (i = 1; i <= fresh; i++) want[asked + i] = part[i] }
         NR == 3 { split($0, lead) }
         NR == 4 {
-            given = split($0, got); same = 0
-            while (same < asked + fresh && same < given && want[same + 1] == got[same + 1]) same++
-            if (same == asked + fresh && given == same) printf "%s\t%s\t%d\t%d\t-\t-\n", user, prompt, fresh, fresh
-            else if (same < asked) { printf "%s\t%s\t0\t%d\tin the prompt\t-\n", user, prompt, fresh; exit 1 }
-            else { printf "%s\t%s\t%d\t%d\t%d\t%s\n", user, prompt, same - asked, fresh, same - asked + 1, lead[same - asked + 1]; exit 1 }
-        }' || different=$((different + 1))
+            given = split($0, got); equal = 0; verdict = "same"; by = "-"
+            while (equal < asked + fresh && equal < given && want[equal + 1] == got[equal + 1]) equal++
+            if (equal < asked) verdict = "other prompt"
+            else if (equal < asked + fresh) { by = lead[equal - asked + 1]; verdict = by + 0 <= most + 0 ? "undecided" : "different" }
+            else if (given > equal) verdict = "goes on"
+            printf "%s\t%s\t%d\t%d\t%s\t%s\n", user, prompt, equal < asked ? 0 : equal - asked, fresh, verdict, by
+        }' >"$SCRATCH/line"
+    cat "$SCRATCH/line"
+    case $(cut -f 5 "$SCRATCH/line") in
+    same) same=$((same + 1)) ;;
+    undecided) undecided=$((undecided + 1)) ;;
+    esac
 done <"$SCRATCH/cases"
-if [ $different -gt 0 ]; then
-    fail 1 "$different of $cases" "answers are not the expected tokens" "README.md says what a small lead means"
+said="$same of $cases answers have the expected tokens"
+[ $undecided -eq 0 ] || said="$said, $undecided part where rounding decides (a lead of at most $undecided_to logits)"
+if [ $((same + undecided)) -ne $cases ] || [ $cases -eq 0 ]; then
+    fail 1 "$said" "$((cases - same - undecided)) are different" "see README.md: another llama.cpp, another file, a broken build?"
 fi
-say "all $cases answers are the expected tokens"
+say "$said"
