@@ -62,7 +62,7 @@ write_conditions() {
         printf '"battery_percent": %s, ' "$(number "$(battery level)")"
         printf '"battery_tenths_celsius": %s, ' "$(number "$(battery temperature)")"
         printf '"battery_status": %s, ' "$(number "$(battery status)")"
-        printf '"powered": {"ac": %s, "usb": %s}}' "$(quote "$(battery 'AC powered')")" "$(quote "$(battery 'USB powered')")"
+        printf '"powered": {"ac": %s, "usb": %s}}' "$(number "$(battery 'AC powered')")" "$(number "$(battery 'USB powered')")"
     }
 }
 

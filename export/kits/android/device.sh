@@ -209,11 +209,11 @@ users() {
 
 # Text as a JSON string, null for none.
 quote() {
-    text=$(printf '%s' "$1" | tr -d '\000-\037' | sed 's/\\/\\\\/g; s/"/\\"/g')
+    text=$(printf '%s' "$1" | tr -d '\000-\037' | sed 's/^[ ,]*//; s/[ ,]*$//; s/\\/\\\\/g; s/"/\\"/g')
     if [ -n "$text" ]; then printf '"%s"' "$text"; else printf 'null'; fi
 }
 
-# A number as JSON, null for anything else.
+# A number, true or false as JSON, null for anything else.
 number() {
-    if printf '%s\n' "$1" | grep -q -E '^-?(0|[1-9][0-9]*)(\.[0-9]+)?$'; then printf '%s' "$1"; else printf 'null'; fi
+    if printf '%s\n' "$1" | grep -q -E '^(-?(0|[1-9][0-9]*)(\.[0-9]+)?|true|false)$'; then printf '%s' "$1"; else printf 'null'; fi
 }
