@@ -116,8 +116,8 @@ def require(found: Sequence[Check]) -> None:
 
 def _way_out(name: str) -> str:
     if name.startswith(("survival.", "strength.", "quant.")):
-        return "take more bits, train on the 4-bit grid (edgealign sft --qat q4_0), or see edgealign config schema verify"
-    return "for the tolerances see: edgealign config schema verify"
+        return "take more bits, or train on the 4-bit grid: edgealign sft --qat q4_0 (or see: edgealign config schema)"
+    return "for the tolerances see: edgealign config schema"
 
 
 def check_turns(base: Artifact) -> list[Check]:
