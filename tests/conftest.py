@@ -37,7 +37,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     folder = getattr(item, "funcargs", {}).get("tmp_path")
     if report.when == "call" and report.passed and folder is not None:
         for manifest in folder.glob("**/manifest.json"):
-            item.config.stash[PROVED].update(_proved(json.loads(manifest.read_text(encoding="utf-8"))))
+            item.config.stash[PROVED].update(_proved(manifest))
     return report
 
 
@@ -57,13 +57,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _proved(manifest: dict[str, Any]) -> set[tuple[str, str, str, str]]:
+def _proved(file: Path) -> set[tuple[str, str, str, str]]:
     """(target, quantisation, architecture, carrier) of a published bundle; architectures by transformers' names."""
     from edgealign.runtimes.gguf_names import ARCHITECTURES
 
-    meta = manifest.get("meta", {})
-    if (manifest.get("kind"), manifest.get("stage")) != ("bundle", "export") or "architecture" not in meta:
-        return set()  # a test's own making
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        meta = manifest["meta"]
+        if (manifest["kind"], manifest["stage"]) != ("bundle", "export") or "architecture" not in meta:
+            return set()
+    except (ValueError, KeyError, TypeError, OSError):
+        return set()  # broken on purpose
     names = {table.name: kind for kind, table in ARCHITECTURES.items()}
     kind = names.get(meta["architecture"], meta["architecture"]) if meta["target"] == "gguf" else meta["architecture"]
     carriers = ["base", *(["lora"] if meta["adapters"] else [])]
