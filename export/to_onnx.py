@@ -111,7 +111,7 @@ def _check_elsewhere(job: Job, bundle: Bundle) -> list[Check]:
     if _is_builders(job):
         from genai_check import check_genai
 
-        return check_genai(bundle, threads=job.gate.threads, seed=job.gate.seed)
+        return check_genai(bundle, seed=job.gate.seed)
     note = "not asked: onnxruntime-genai has no pipeline for this architecture; graph.json is for edgealign's session"
     return [Check("genai", None, None, True, note)]
 
