@@ -272,6 +272,10 @@ def export(
     calibration: Annotated[Path | None, typer.Option("--calibration", help="text for an importance matrix")] = None,
     python: Annotated[str | None, typer.Option("--python", help="the Python that has the exporter's tools")] = None,
     kit: Annotated[str | None, typer.Option("--kit", help="android: add scripts for a phone (gguf)")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="--quant auto: predict for a bench report, a machine card, or bandwidth_gb_s=N"),
+    ] = None,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -290,6 +294,7 @@ def export(
         calibration=calibration,
         python=python,
         kit=kit,
+        device=device,
         out=out,
     )
 

@@ -22,13 +22,15 @@ from edgealign.parity_text import check_text
 from edgealign.progress import track
 from edgealign.runtimes.session import Bundle, read_bundle
 from edgealign.runtimes.torch_session import TorchSession
+from edgealign.tensor_types import TYPES
 
 if TYPE_CHECKING:
     from edgealign.runtimes.session import Logits
 
 # Which gates a quantisation answers to: 32 bit exactly, the others as distributions.
 BITS: Mapping[str, int] = {
-    "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8, "q6_k": 8, "q5_k_m": 4, "q4_0": 4, "q4_k_m": 4, "iq4_xs": 4,
+    "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8, "q6_k": 8, "q5_k_m": 4, "q4_0": 4, "q4_k_m": 4, "q4_k_s": 4,
+    "iq4_xs": 4,
     "fp32": 32, "int8": 8, "int4": 4, "int4_k": 4, "8da4w": 4,
 }  # fmt: skip
 
@@ -46,7 +48,8 @@ def verify(
         RuntimeCrash: the runtime died.
     """
     opened = bundle if isinstance(bundle, Bundle) else _open_bundle(Path(bundle), model)
-    if opened.quant not in BITS:
+    bits = quant_bits(opened.quant)
+    if bits is None:
         known = ", ".join(BITS)
         raise InputError(opened.path, f"is quantised as {opened.quant}, which has no gates", f"known: {known}")
     if odd := sorted(set(opened.adapters) ^ set(adapters)):
@@ -54,12 +57,21 @@ def verify(
         raise UsageError(", ".join(odd), reason, "give each user as --adapter NAME=DIR")
     oracle = TorchSession(resolve_model(model), threads=recipe.threads or None)
     with closing(oracle):
-        subject = logits.Subject(opened, BITS[opened.quant], oracle, adapters, recipe)
+        subject = logits.Subject(opened, bits, oracle, adapters, recipe)
         checks: list[Check] = []
         total = 5 + 2 * bool(adapters) if subject.bits == 32 else 6 + bool(adapters)
         for part in track(_parts(subject, model), total=total, label=f"verify {opened.path.name}"):
             checks += part()
     return checks
+
+
+def quant_bits(quant: str) -> int | None:
+    """The gates that a quantisation, or a mixture by its label, answers to: its lowest bits'; None if unknown."""
+    base, *parts = quant.split("+")
+    kinds = [TYPES.get(part.partition("=")[2]) for part in parts]
+    if base not in BITS or None in kinds:
+        return None
+    return min([BITS[base], *(kind.bits for kind in kinds if kind)])
 
 
 def run(

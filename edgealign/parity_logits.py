@@ -46,18 +46,22 @@ class Subject:
     recipe: VerifyRecipe
 
     def open(self, *, exact: bool) -> ProcessSession:
-        context = max(*self.recipe.prompt_lengths, self.recipe.window_tokens) + self.recipe.steps + 1
-        runtime = TARGET_RUNTIMES[self.bundle.target]
-        return ProcessSession(
-            self.bundle.model_file, runtime=runtime, exact=exact, threads=self.recipe.threads or None,
-            context=max(context, 256), timeout_s=CALL_TIMEOUT_S,
-        )  # fmt: skip
+        return open_bundle(self.bundle, self.recipe, exact=exact)
 
     def switch_oracle(self, user: str | None) -> None:
         self.oracle.set_user(None if user is None else self.adapters[user])
 
     def switch(self, session: ProcessSession, user: str | None) -> None:
         session.set_user(None if user is None else self.bundle.adapters[user])
+
+
+def open_bundle(bundle: Bundle, recipe: VerifyRecipe, *, exact: bool) -> ProcessSession:
+    """The bundle in its own runtime, in a process of its own."""
+    context = max(*recipe.prompt_lengths, recipe.window_tokens) + recipe.steps + 1
+    return ProcessSession(
+        bundle.model_file, runtime=TARGET_RUNTIMES[bundle.target], exact=exact, threads=recipe.threads or None,
+        context=max(context, 256), timeout_s=CALL_TIMEOUT_S,
+    )  # fmt: skip
 
 
 def prompts(subject: Subject) -> list[list[int]]:

@@ -52,7 +52,10 @@ class VerifyRecipe:
     )
 
     rounding_16bit: float = option(0.005, help="16-bit: error of a stored tensor, relative to its size", gt=0)
-    rounding_8bit: float = option(0.02, help="8-bit: error of a stored tensor, relative to its size", gt=0)
+    rounding_8bit: float = option(
+        0.03, help="8-bit: error of a stored tensor, relative to its size", gt=0,
+        source="measured: Q8_0 0.006, Q6_K 0.019; another tensor 1.2 and more",
+    )  # fmt: skip
     rounding_4bit: float = option(
         0.2, help="4-bit: error of a stored tensor, relative to its size", gt=0,
         source="measured on normal weights: Q4_0 0.087, Q4_K_M 0.072; another tensor 1.2 and more",

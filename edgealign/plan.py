@@ -24,6 +24,11 @@ FLOPS_PER_PARAMETER_TOKEN = {
 }
 BYTES_PER_TOKEN_OF_TEXT = 4
 TRAINED_STATE_BYTES = 16
+# Of a search over quantisations: rules of thumb from a server's cores.
+QUANTISE_CORE_S = 6e-8  # per weight, between Q4_0 and the K types
+PROBE_TOKENS = 512
+DECODE_S = 6e-11  # per weight and token
+LOAD_S = 2.0  # per process
 
 
 def plan_stage(stage: str, recipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +74,8 @@ def _estimate(stage: str, recipe: Any, arguments: Mapping[str, Any]) -> dict[str
     trains = stage in ("pretrain", "distill", "sft", "dpo")
     memory = parameters * (TRAINED_STATE_BYTES if trains and not adapts else 4)
     found = {"parameters": f"{parameters:,}", "memory": f"about {memory / 2**30:.1f} GiB for the weights' state"}
+    if stage == "export" and values["quant"] == "auto":
+        found["search"] = _searching(values, parameters, predicted=bool(arguments.get("device")))
     tokens = sum(_text_bytes(item) for item in _sources(arguments)) / BYTES_PER_TOKEN_OF_TEXT
     if tokens:
         seen = float(values.get("total_tokens") or tokens * float(values.get("epochs", 1) or 1))
@@ -80,6 +87,26 @@ def _estimate(stage: str, recipe: Any, arguments: Mapping[str, Any]) -> dict[str
         if values.get("order", "shuffled") != "shuffled":
             found["difficulty"] = _scoring(arguments.get("judges") or [], folder, tokens, speed)
     return found
+
+
+def _searching(values: Mapping[str, Any], parameters: int, *, predicted: bool) -> str:
+    """`--quant auto`: every mixture quantised and compared with torch, then processes in three rounds that halve."""
+    from edgealign.runtimes.probe import usable_cores
+    from edgealign.tensor_types import SEARCHED
+
+    mixtures = sum(map(len, SEARCHED.values()))
+    speed, cores = measure_gflops() * 1e9, int(values["threads"]) or usable_cores()
+    compare_s = parameters * (QUANTISE_CORE_S / cores + 2 * PROBE_TOKENS / speed) + LOAD_S
+    disk = f"{parameters * 4 / 1e9:.1f} GB for the 32-bit file and more for mixtures, beside --out"
+    if predicted:
+        return f"about {mixtures * compare_s / 60:.0f} min: {mixtures} mixtures or more compared, none timed; {disk}"
+    once_s = parameters * (2 * values["search_prompt"] / speed + values["search_gen"] * DECODE_S)
+    rounds = ((mixtures, 2), (mixtures, 3), (mixtures // 4 * 3, int(values["search_repetitions"])))
+    timed_s = sum(count * (LOAD_S + (repetitions + 1) * once_s) for count, repetitions in rounds)
+    return (
+        f"about {(mixtures * compare_s + timed_s) / 60:.0f} min: {mixtures} mixtures or more compared with torch, "
+        f"up to {sum(count for count, _ in rounds)} processes timed; {disk}"
+    )
 
 
 def _teaching(teacher: Any, top_k: int, tokens: float, speed: float) -> str:

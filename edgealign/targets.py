@@ -23,7 +23,7 @@ from typing import Any
 import edgealign
 from edgealign.artifact import Artifact, open_artifact, refuse_existing
 from edgealign.errors import CheckFailed, EdgealignError, InputError, RecipeError, ToolMissing, UsageError
-from edgealign.export_recipes import ExportRecipe, check_kit, resolve
+from edgealign.export_recipes import ExportRecipe, check_device, check_kit, resolve
 from edgealign.registry import suggest
 
 
@@ -54,8 +54,12 @@ def run(
     calibration: Path | None = None,
     python: str | None = None,
     kit: str | None = None,
+    device: str | None = None,
 ) -> Artifact:
     """Export a model and its users' adapters; returns the published bundle.
+
+    Args:
+        device: for `quant = "auto"`, another machine: a benchmark report, a machine card, or `bandwidth_gb_s=N`.
 
     Raises:
         RecipeError: no such target, or a quantisation or a kit that it does not have.
@@ -67,6 +71,8 @@ def run(
     script = program(target)
     recipe = resolve(recipe, target)
     check_kit(kit, target)
+    if device is not None:
+        check_device(recipe, device)
     out = Path(out)
     refuse_existing(out)
     with tempfile.TemporaryDirectory(prefix="edgealign-export-") as scratch:
@@ -81,6 +87,8 @@ def run(
             command += ["--calibration", str(calibration)]
         if kit is not None:
             command += ["--kit", kit]
+        if device is not None:
+            command += ["--device", device]
         os.symlink(PACKAGE, Path(scratch, "edgealign"))  # this package for the other Python, and none of its neighbours
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([scratch, os.environ.get("PYTHONPATH", "")])}
         answer = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False)

@@ -19,7 +19,7 @@ from typing import Any
 from edgealign import recipe as recipes
 from edgealign.artifact import Artifact, Check, Draft, Input, open_artifact, open_model, sha256_file
 from edgealign.errors import CheckFailed, EdgealignError, InputError, OutputError, UsageError
-from edgealign.export_recipes import KITS, QUANTS, ExportRecipe, check_kit, resolve
+from edgealign.export_recipes import KITS, QUANTS, ExportRecipe, check_device, check_kit, resolve
 from edgealign.models.lint import lint
 from edgealign.models.load import check_safetensors, load_tokenizer
 from edgealign.parity_recipes import VerifyRecipe
@@ -203,12 +203,17 @@ def main(argv: Sequence[str] | None, *, target: str, what: str, export: Callable
             adapters[name] = Path(folder)
         if arguments.calibration is not None and not arguments.calibration.is_file():
             raise InputError(arguments.calibration, "no such file", "give a file of plain text or JSONL")
-        recipe = recipes.load(ExportRecipe, arguments.recipe, {"quant": arguments.quant})
+        overrides = {"quant": arguments.quant, "kl_budget": arguments.kl_budget}
+        recipe = recipes.load(ExportRecipe, arguments.recipe, overrides)
         check_kit(arguments.kit, target)
+        more = {} if arguments.kit is None else {"kit": arguments.kit}
+        if arguments.device is not None:
+            check_device(resolve(recipe, target), arguments.device)
+            more["device"] = arguments.device
         artifact = export(
             recipe, model=arguments.model, adapters=adapters, out=arguments.out, calibration=arguments.calibration,
-            **({} if arguments.kit is None else {"kit": arguments.kit}),
-        )
+            **more,
+        )  # fmt: skip
     except EdgealignError as error:
         if arguments.json:
             print(json.dumps({"error": [error.value, error.reason, error.fix], "status": error.exit_code}))
@@ -234,7 +239,9 @@ def _parse(argv: Sequence[str] | None, target: str, what: str) -> argparse.Names
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--model", required=True, help="model directory or hub id")
     parser.add_argument("--out", required=True, type=Path, help="bundle directory to make")
-    parser.add_argument("--quant", help=f"{', '.join(QUANTS[target])}; overrides the recipe")
+    parser.add_argument("--quant", help=f"{', '.join(QUANTS[target])}, auto (gguf); overrides the recipe")
+    parser.add_argument("--kl-budget", help="nat that auto may lose; overrides the recipe")
+    parser.add_argument("--device", help="predict auto's speeds for this: a report, a machine card, bandwidth_gb_s=N")
     parser.add_argument("--recipe", type=Path, help="TOML file; see export/recipes/")
     parser.add_argument("--adapter", action="append", default=[], metavar="USER=DIR", help="a user's LoRA; repeatable")
     parser.add_argument("--calibration", type=Path, help="text or JSONL for an importance matrix (gguf)")

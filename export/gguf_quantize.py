@@ -26,12 +26,14 @@ from edgealign.progress import track
 from edgealign.runtimes.gguf_header import GgufInfo, check_gguf
 from edgealign.runtimes.gguf_names import adapter_row, architecture
 from edgealign.runtimes.llamacpp import load_library
+from edgealign.tensor_types import GROUPS, TYPES, Mixture, check_rows, parse_groups
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FTYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15}  # llama.cpp's llama_ftype
+# llama.cpp's llama_ftype
+FTYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_s": 14, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 BYTES_PER_TOKEN = 16  # generous: how much calibration text is read for one token
 KV_INT, KV_STRING = 0, 3  # llama.cpp's llama_model_kv_override_type
 
@@ -46,25 +48,34 @@ class Importance:
     text_digest: str
 
 
-def quantize(source: Path, target: Path, quant: str, *, importance: Importance | None, threads: int) -> GgufInfo:
+def quantize(
+    source: Path, target: Path, quant: str | Mixture, *, importance: Importance | None, threads: int
+) -> GgufInfo:
     """Make `target` from the 32-bit `source`; returns what the written file says of itself.
 
     Raises:
         ToolMissing: llama-cpp-python is not installed.
+        RecipeError: a head or a group cannot have the type that the mixture gives it.
         EdgealignError: llama.cpp refused, with its last message.
     """
+    mixture = Mixture(quant) if isinstance(quant, str) else quant
     lib = load_library()
     params = lib.llama_model_quantize_default_params()
-    params.ftype = FTYPES[quant]
+    params.ftype = FTYPES[mixture.base]
     params.nthread = threads
     keep: list[Any] = []  # ctypes does not own what it points to
+    if mixture.head or mixture.groups:
+        check_rows(mixture, ((tensor.name, tensor.shape[0]) for tensor in check_gguf(source).tensors))
+        _mix(lib, params, mixture, keep)
     if importance is not None:
         _attach(lib, params, importance, keep)
     with _log_lines(lib) as lines:
         status = lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     if status != 0:
         reason = next((line for line in reversed(lines) if line), "no message")
-        raise EdgealignError(target.name, f"llama.cpp could not quantise to {quant} ({reason})", "try another --quant")
+        raise EdgealignError(
+            target.name, f"llama.cpp could not quantise to {mixture.label} ({reason})", "try another --quant"
+        )
     return check_gguf(target)
 
 
@@ -167,6 +178,20 @@ def _expert_hook(layer: int, sums: _Sums) -> Callable[[Any, tuple[Any, ...]], No
                 sums.add(f"blk.{layer}.ffn_{side}_exps.weight", value, expert=expert, n_experts=n_experts)
 
     return hook
+
+
+def _mix(lib: Any, params: Any, mixture: Mixture, keep: list[Any]) -> None:
+    """The head's type, which llama.cpp also gives to a tied embedding, and a pattern for each group."""
+    if mixture.head:
+        params.output_tensor_type = TYPES[mixture.head].number
+    groups = parse_groups(mixture.groups)
+    overrides = (lib.llama_model_tensor_override * (len(groups) + 1))()  # the last one stays empty: the end
+    for override, (group, kind) in zip(overrides, groups.items(), strict=False):
+        pattern = GROUPS[group].encode()
+        keep.append(pattern)
+        override.pattern, override.type = pattern, TYPES[kind].number
+    keep.append(overrides)
+    params.tt_overrides = ctypes.cast(overrides, type(params.tt_overrides))
 
 
 def _attach(lib: Any, params: Any, importance: Importance, keep: list[Any]) -> None:

@@ -13,16 +13,18 @@ import json
 import sys
 from pathlib import Path
 
-from edgealign.export_recipes import QUANTS
+from edgealign.export_recipes import QUANTS, ExportRecipe
 from edgealign.parity import BITS
 from edgealign.parity_recipes import VerifyRecipe
 from edgealign.runtimes.gguf_names import ARCHITECTURES, NOT_IN_LLAMA_CPP
 from edgealign.runtimes.lora_weights import FOREIGN
 from edgealign.targets import TARGETS
+from edgealign.tensor_types import GROUPS, SEARCHED, TYPES
 
 README, SUPPORT = (Path(__file__).with_name(name) for name in ("README.md", "support.json"))
 MEANING = {
     "f32": "every bit; for proofs", "f16": "half the size", "q8_0": "nearly lossless",
+    "q6_k": "six bits", "q5_k_m": "five bits", "q4_k_s": "4 bits, a scale for every 32 weights",
     "q4_0": "smallest, quickest on a CPU", "q4_k_m": "4 bits with more care",
     "fp32": "every bit; for proofs", "int8": "nearly lossless", "int4": "smallest; 8 bits for the head",
     "int4_k": "4 bits with more care", "8da4w": "4 bits, activations in 8, 8 bits for the head",
@@ -45,6 +47,7 @@ edgealign export --target gguf --model MODEL --out BUNDLE --quant q4_0 --adapter
 edgealign export --target onnx --model MODEL --out BUNDLE --quant int4 --adapter ana=ADAPTER
 edgealign export --target executorch --model MODEL --out BUNDLE --quant 8da4w --adapter ana=ADAPTER
 python export/to_gguf.py --model MODEL --out BUNDLE --recipe export/recipes/gguf-q4_0.toml --adapter ana=ADAPTER
+edgealign export --target gguf --model MODEL --out BUNDLE --quant auto --kl-budget 0.1
 ```
 
 Exit status: 0 published, 1 a check failed and nothing was published, 2 wrong use or unusable input, 3 a tool is
@@ -56,7 +59,7 @@ This page is printed by `python export/support_matrix.py`; change the tables in 
 
 def readme() -> str:
     """The whole text of export/README.md."""
-    return "\n".join((HEAD, _matrix(), _gates(), _architectures(), _adapters(), _inside()))
+    return "\n".join((HEAD, _matrix(), _search(), _gates(), _architectures(), _adapters(), _inside()))
 
 
 def _matrix() -> str:
@@ -74,6 +77,48 @@ def _matrix() -> str:
             words = ["LoRA" if "lora" in found else "base" if found else "·" for found in carriers]
             lines.append(_row(target, f"{quant}: {MEANING[quant]}", *words))
     return "\n".join([*lines, ""])
+
+
+def _search() -> str:
+    recipe = ExportRecipe()
+    groups = ", ".join(f"`{group}`" for group in GROUPS)
+    bases = "\n".join(
+        f"- {base}: its own{''.join(f', {head}' for head in heads if head)}" for base, heads in SEARCHED.items()
+    )
+    return f"""\
+## Mixtures of types, and `--quant auto` (gguf)
+
+A recipe may store the head and groups of tensors in other types than the rest:
+
+```
+quant = "q4_0"
+head_type = "q8_0"
+tensor_types = ["attn=q6_k"]
+```
+
+Groups: {groups}; with tied weights the head is the embedding too.
+Types: {', '.join(TYPES)}.
+The K types need rows of a multiple of 256 weights; a named type that does not fit is refused. The manifest says what
+every group became (`tensor_types`), and calls the file by all of it: `q4_0+head=q8_0+attn=q6_k`. The gates are those of
+the lowest bits.
+
+`--quant auto` measures, on this machine. It tries these bases with these heads:
+
+{bases}
+
+Each is held against torch over the built-in text; bases that lose more than `kl_budget` ({recipe.kl_budget:g} nat
+unless you say otherwise) with every head have single groups raised. What is within the budget and the gates below is
+timed: {recipe.search_gen} tokens after a prompt of {recipe.search_prompt}, in fresh processes that take turns, with
+`threads` threads, adapter off, in rounds that keep the faster half. The fastest decode wins; where the intervals
+overlap the faster prefill, where those overlap too the lower KL. Interrupted, it goes on where it was; with another
+budget it measures only what is new.
+`--dry-run` estimates the time.
+
+The bundle has `search/recipe.toml` (the choice, for `--config`, on any machine), `search/table.md` and `result.json`
+(every mixture, also those skipped and why) and `search/front.png`. With `--device REPORT|CARD.json|bandwidth_gb_s=N`
+nothing is timed: decoding is predicted as bandwidth over the bytes that a token reads, and said to be predicted.
+`--calibration TEXT` weighs every mixture's rounding. The other targets' types come whole: `auto` is refused there.
+"""
 
 
 def _gates() -> str:
@@ -153,6 +198,8 @@ def _inside() -> str:
 - `gguf_model.py` writes the 32-bit file, one tensor at a time, from the table in `edgealign/runtimes/gguf_names.py`.
 - `gguf_vocab.py` writes the tokenizer, and refuses one that llama.cpp would cut differently.
 - `gguf_quantize.py` calls llama.cpp's own quantiser, with an importance matrix from `--calibration` text if given.
+- `quant_search.py` is `--quant auto`; `quant_candidates.py` says what is tried and chosen, `quant_timing.py` times or
+  predicts, `quant_report.py` writes what is left in the bundle.
 - A user's LoRA becomes a file of its own, scale folded in, by `edgealign/runtimes/gguf_adapter.py`, without torch.
 - `genai_model.py` has onnxruntime-genai build the graph, ties its head to the embedding in quantised models, and gives
   every linear layer two inputs of rank zero; `adapter_inputs.json` beside the graph says which modules they hold.

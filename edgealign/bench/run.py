@@ -80,7 +80,7 @@ def measure(recipe: BenchRecipe, bundles: Mapping[str, Bundle]) -> dict[str, Any
     for cell in track(cells, total=len(cells), label="bench"):
         time.sleep(recipe.pause_s)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        taken.append((cell, started, _measure_cell(recipe, cell, extra_bufts)))
+        taken.append((cell, started, measure_cell(recipe, cell, extra_bufts)))
     caveats = []
     if not extra_bufts:
         caveats.append("llama.cpp ran with its extra buffers off, slower than a good build: compare nothing with this")
@@ -102,7 +102,7 @@ def measure(recipe: BenchRecipe, bundles: Mapping[str, Bundle]) -> dict[str, Any
     }
 
 
-def _measure_cell(recipe: BenchRecipe, cell: Cell, extra_bufts: bool) -> dict[str, Any]:
+def measure_cell(recipe: BenchRecipe, cell: Cell, extra_bufts: bool) -> dict[str, Any]:
     job = {"kind": cell.kind, "threads": cell.threads, "repetitions": recipe.repetitions, "seed": recipe.seed}
     if cell.bundle is not None:
         job |= _bundle_job(cell, cell.bundle, extra_bufts)

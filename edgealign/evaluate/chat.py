@@ -143,11 +143,12 @@ def _shipped(bundles: Sequence[Path], model: Artifact) -> dict[str, Path]:
 
 
 def _bits(path: str | Path) -> int:
-    """Bits per weight as the quantisation's name says: 8 for q8_0, 4 for q4_k_m."""
+    """Bits per weight as the quantisation's name says, the lowest of a mixture: 8 for q8_0, 4 for q4_k_m."""
     from edgealign.runtimes.session import read_bundle
 
-    found = re.search(r"\d+", read_bundle(path, check_digests=False).quant)
-    return int(found.group()) if found else 32
+    parts = read_bundle(path, check_digests=False).quant.split("+")
+    found = [re.search(r"\d+", part.rpartition("=")[2]) for part in parts]
+    return min((int(number.group()) for number in found if number), default=32)
 
 
 def _read(data: Sequence[str | Path], recipe: ChatRecipe) -> tuple[Iterator[str], list[Input]]:

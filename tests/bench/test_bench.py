@@ -276,7 +276,7 @@ def test_a_process_that_fails_leaves_a_hole_and_a_failed_check(tiny_bundle: Bund
 @pytest.mark.runtime
 def test_a_process_past_its_time_limit_is_not_measured(tiny_bundle: Bundles) -> None:
     cell = bench.Cell("speed", "tiny", read_bundle(tiny_bundle("q4_0")), 1, 16, 4)
-    found = bench._measure_cell(replace(QUICK, timeout_s=0.01), cell, True)
+    found = bench.measure_cell(replace(QUICK, timeout_s=0.01), cell, True)
     assert found == {"error": "no result after 0.01 s"}
 
 

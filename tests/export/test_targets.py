@@ -99,6 +99,15 @@ def test_the_program_gets_every_argument_and_this_package_only(stand_in: Stand, 
     assert importable
 
 
+def test_a_device_reaches_the_search_and_is_refused_without_one(stand_in: Stand, tmp_path: Path) -> None:
+    stand_in("print(json.dumps({'error': ['saw', ' '.join(sys.argv[1:]), '']})); sys.exit(2)")
+    sent = {"target": "gguf", "model": "m", "out": tmp_path / "out", "device": "bandwidth_gb_s=30"}
+    with pytest.raises(UsageError, match="--device bandwidth_gb_s=30"):
+        targets.run(ExportRecipe(quant="auto"), **sent)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="is a device, and quant q4_0 searches nothing; add --quant auto"):
+        targets.run(ExportRecipe(), **sent)  # type: ignore[arg-type]
+
+
 def test_another_python_that_does_not_exist_is_a_missing_tool(stand_in: Stand, tmp_path: Path) -> None:
     stand_in("")
     with pytest.raises(ToolMissing, match="/no/such/python: is no Python that can be run"):
