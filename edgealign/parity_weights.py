@@ -77,7 +77,7 @@ def _pairs(file: Path, folder: Path, put: Mapping[str, Any]) -> Iterator[tuple[s
         names: list[str] = opened.keys()  # type: ignore[no-untyped-call]
         where.update(dict.fromkeys(names, opened))
     if file.suffix == ".pte":
-        found = _read_executorch(file, config, where)
+        found = _read_executorch(file, config, where, put)
     else:
         read = _read_onnx if file.suffix == ".onnx" else _read_gguf
         found = read(file, config, {*where, *put})
@@ -118,17 +118,20 @@ def _read_onnx(file: Path, config: dict[str, Any], known: Container[str]) -> Ite
 
 
 def _read_executorch(
-    file: Path, config: dict[str, Any], where: Mapping[str, Any]
+    file: Path, config: dict[str, Any], where: Mapping[str, Any], put: Mapping[str, Any]
 ) -> Iterator[tuple[str, bool, Floats]]:
-    """The weights of an ExecuTorch program that the model knows."""
-    from edgealign.runtimes import executorch_names
+    """The weights of an ExecuTorch program that the model knows; one without a table is stored as its modules are."""
+    from edgealign.runtimes.executorch_names import ARCHITECTURES
     from edgealign.runtimes.executorch_weights import stored_weights
 
-    def load(name: str) -> Floats:
-        return np.asarray(where[name].get_tensor(name).float().numpy(), dtype=np.float32)
+    table = ARCHITECTURES.get(str(config["model_type"]))
 
-    own = {name: functools.partial(load, name) for name in where}
-    yield from stored_weights(file, executorch_names.architecture(str(config["model_type"])), own)
+    def load(name: str) -> Floats:
+        value = put[name].detach() if table is None else where[name].get_tensor(name)
+        return np.array(value.float().numpy(), dtype=np.float32)
+
+    own = {name: functools.partial(load, name) for name in (put if table is None else where)}
+    yield from stored_weights(file, table, own)
 
 
 def _undo(rule: str, values: Floats, config: dict[str, Any]) -> Floats:

@@ -54,7 +54,7 @@ def write_program(model: Path, file: Path, *, quant: str, digest: str, context: 
     table = architecture(str(config.get("model_type", "")))
     length = context or min(int(config["max_position_embeddings"]), LONGEST_CONTEXT)
     batch = min(BATCH, length)
-    with _quiet():
+    with quiet():
         net = build(model, table, config, context=length, batch=batch)
         if quant == "8da4w":
             round_weights(net, model)
@@ -63,11 +63,63 @@ def write_program(model: Path, file: Path, *, quant: str, digest: str, context: 
             FORWARD: _trace(Program(net, adapted=False), (), batch),
             ADAPTED: _trace(Program(net, adapted=True), inputs, batch),
         }
-        lowered = _lower(programs, {**_facts(model, net, config, length, batch), "get_model_digest": digest})
+        facts = program_facts(
+            model, config, layers=int(net.n_layers), vocab=int(net.vocab_size), context=length, batch=batch
+        )
+        lowered = lower(programs, {**facts, "get_model_digest": digest})
         with open(file, "wb") as written:
             lowered.write_to_file(written)
     write_inputs(file.with_name(INPUTS_FILE), inputs)
     return Lowered(inputs, length)
+
+
+def lower(programs: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
+    """Hand the graphs to XNNPACK, in pieces as large as it can take, and plan memory for the rest."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
+    from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+
+    edge = to_edge_transform_and_lower(
+        dict(programs), partitioner=[XnnpackPartitioner()], constant_methods=dict(facts),
+        compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+    )
+    return edge.to_executorch(
+        ExecutorchBackendConfig(
+            extract_delegate_segments=True, do_quant_fusion_and_const_prop=True,
+            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+            sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+        )
+    )
+
+
+def program_facts(
+    model: Path, config: Mapping[str, Any], *, layers: int, vocab: int, context: int, batch: int
+) -> dict[str, Any]:
+    """What ExecuTorch's runner asks a program, by its names for it."""
+    tokenizer = load_tokenizer(model)
+    ends = _ends(model, config, tokenizer)
+    return {
+        "get_max_seq_len": batch, "get_max_context_len": context, "get_n_layers": layers,
+        "get_vocab_size": vocab, "use_kv_cache": True, "use_sdpa_with_kv_cache": True,
+        "enable_dynamic_shape": True, "get_bos_id": int(tokenizer.bos_token_id or 0), "get_eos_ids": ends,
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """executorch and torchao talk about every layer and warn of each other's versions; standard output is ours."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere),
+            warnings.catch_warnings(),
+        ):  # fmt: skip
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _trace(method: Program, inputs: Sequence[LoraInput], batch: int) -> Any:
@@ -88,56 +140,9 @@ def _trace(method: Program, inputs: Sequence[LoraInput], batch: int) -> Any:
         return graph.run_decompositions({})
 
 
-def _lower(programs: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
-    """Hand the graphs to XNNPACK, in pieces as large as it can take, and plan memory for the rest."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-    from executorch.exir.passes import MemoryPlanningPass
-    from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
-
-    edge = to_edge_transform_and_lower(
-        dict(programs), partitioner=[XnnpackPartitioner()], constant_methods=dict(facts),
-        compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-    )
-    return edge.to_executorch(
-        ExecutorchBackendConfig(
-            extract_delegate_segments=True, do_quant_fusion_and_const_prop=True,
-            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
-            sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
-        )
-    )
-
-
-def _facts(model: Path, net: Any, config: Mapping[str, Any], context: int, batch: int) -> dict[str, Any]:
-    """What ExecuTorch's runner asks a program, by its names for it."""
-    tokenizer = load_tokenizer(model)
-    ends = _ends(model, config, tokenizer)
-    return {
-        "get_max_seq_len": batch, "get_max_context_len": context, "get_n_layers": int(net.n_layers),
-        "get_vocab_size": int(net.vocab_size), "use_kv_cache": True, "use_sdpa_with_kv_cache": True,
-        "enable_dynamic_shape": True, "get_bos_id": int(tokenizer.bos_token_id or 0), "get_eos_ids": ends,
-    }  # fmt: skip
-
-
 def _ends(model: Path, config: Mapping[str, Any], tokenizer: Any) -> list[int]:
     """The ids that end a turn: the generation config's, else the tokenizer's."""
     file = model / "generation_config.json"
     stated = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     stated = tokenizer.eos_token_id if stated is None else stated
     return [int(number) for number in (stated if isinstance(stated, list) else [stated])]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """executorch and torchao talk about every layer and warn of each other's versions; standard output is ours."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with (
-            open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere),
-            warnings.catch_warnings(),
-        ):  # fmt: skip
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

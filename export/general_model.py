@@ -24,7 +24,7 @@ from edgealign.errors import EdgealignError, InputError, writing
 from edgealign.models.load import load_model, read_config
 from edgealign.runtimes.onnx_adapter import INPUTS_FILE, LoraInput, write_inputs
 from edgealign.runtimes.onnx_names import LAYER_NODE, OnnxArchitecture
-from edgealign.runtimes.onnx_states import GRAPH_CONFIG
+from edgealign.runtimes.onnx_states import GRAPH_CONFIG, describe
 
 OPSET = 20
 BLOCK = 32  # weights that share a scale, as in the builder's graphs
@@ -78,7 +78,7 @@ def write_model(
     graph.metadata_props[MODEL_DIGEST] = digest
     with writing(out / MODEL_FILE):
         ir.save(graph, out / MODEL_FILE, external_data=DATA_FILE)
-        description = describe(read_config(model), network, context)
+        description = describe(read_config(model), network.states, network.network.generation_config, context)
         (out / GRAPH_CONFIG).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     write_inputs(out / INPUTS_FILE, inputs)
     remove(scratch)
@@ -163,28 +163,6 @@ def layer_table(graph: Any) -> OnnxArchitecture:
     found = (LAYER_NODE.fullmatch(node.name or "") for node in graph)
     kinds = {named[2] for named in found if named is not None}
     return OnnxArchitecture("", {kind: (kind.replace("/", "."),) for kind in sorted(kinds)}, {})
-
-
-def describe(config: Mapping[str, Any], network: Any, context: int | None) -> dict[str, Any]:
-    """The graph's names for a runtime; where onnxruntime-genai has a word for something, this is it."""
-    ids = network.network.generation_config
-    states = [
-        {"past": f"past.{state.name}", "present": f"present.{state.name}", "shape": list(state.shape)}
-        for state in network.states
-    ]
-    return {"model": {
-        "type": str(config["model_type"]),
-        "vocab_size": int(config["vocab_size"]),
-        "context_length": context or int(config["max_position_embeddings"]),
-        "bos_token_id": ids.bos_token_id,
-        "eos_token_id": ids.eos_token_id,
-        "decoder": {
-            "num_hidden_layers": int(config["num_hidden_layers"]),
-            "inputs": {"input_ids": "input_ids", "position_ids": "position_ids"},
-            "outputs": {"logits": "logits"},
-            "states": states,
-        },
-    }}  # fmt: skip
 
 
 def _turned(graph: Any, weight: Any, name: str) -> Any:

@@ -6,7 +6,9 @@
 
 One program serves everybody: a user's LoRA is a file of inputs. Two gates stand before publishing: a program of 32-bit
 floats must agree with torch number for number, then the quantised one as a distribution; and ExecuTorch's own runner
-must say what our session says. `edgealign export --target executorch` runs this program in its own process.
+must say what our session says. An architecture that ExecuTorch has no definition of is recorded from the torch model
+(`executorch_general`), and that runner is not asked. `edgealign export --target executorch` runs this program in its
+own process.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ from pathlib import Path
 import export_program as program
 from export_program import Job
 
-from edgealign.artifact import Artifact, Draft, open_artifact, publish, refuse_existing
+from edgealign.artifact import Artifact, Check, Draft, open_artifact, publish, refuse_existing
 from edgealign.errors import RecipeError, ToolMissing, UsageError
 from edgealign.export_recipes import ExportRecipe
 from edgealign.models.load import read_config
 from edgealign.progress import say
 from edgealign.runtimes.executorch_adapter import write_lora_executorch
-from edgealign.runtimes.executorch_names import MODEL_FILE, architecture
+from edgealign.runtimes.executorch_names import ARCHITECTURES, MODEL_FILE
 from edgealign.runtimes.session import Bundle
 
 # Bytes per weight for a while: the program's constants in memory are written once, in 32 bits or beside a 32-bit pair.
@@ -53,7 +55,6 @@ def export(
     if recipe.adapter_type == "f16":
         raise RecipeError("f16", "the program computes adapters in 32 bits", "leave adapter_type out")
     job = program.open_job("executorch", recipe, model=model, adapters=adapters, calibration=calibration)
-    architecture(str(read_config(job.base.path).get("model_type", "")))
     inputs = job.inputs()
     checks = program.check_turns(job.base)
     with publish(
@@ -68,8 +69,6 @@ def export(
 
 def _fill(job: Job, draft: Draft) -> None:
     """Make and verify the 32-bit bundle beside the draft, then what was asked for inside it."""
-    from runner_check import check_runner
-
     if job.recipe.quant != "fp32" and job.recipe.exact_gate:
         scratch = draft.dir / ".float32"
         scratch.mkdir()
@@ -77,7 +76,7 @@ def _fill(job: Job, draft: Draft) -> None:
         shutil.rmtree(scratch)
     bundle = _make(job, job.recipe, draft.dir, draft)
     program.gate(job, "", bundle, draft)
-    found = check_runner(bundle, threads=job.gate.threads)
+    found = _check_elsewhere(job, bundle)
     draft.checks.extend(found)
     program.require(found)
     draft.meta.update(program.facts(job, bundle, adapter_type="f32"), model_bytes=bundle.model_bytes)
@@ -85,8 +84,10 @@ def _fill(job: Job, draft: Draft) -> None:
 
 def _make(job: Job, recipe: ExportRecipe, folder: Path, draft: Draft) -> Bundle:
     """The program, the tokenizer and the adapters in a folder; returns the bundle as a runtime would see it."""
-    from executorch_lower import write_program
-
+    if _is_defined(job):
+        from executorch_lower import write_program
+    else:
+        from executorch_general import write_program
     say(f"lowering the model as {recipe.quant}: minutes for a large one")
     file = folder / MODEL_FILE
     lowered = write_program(
@@ -102,6 +103,21 @@ def _make(job: Job, recipe: ExportRecipe, folder: Path, draft: Draft) -> Bundle:
         parameters=int(job.base.meta.get("parameters", 0)) or None, context=lowered.context,
     )  # fmt: skip
     return Bundle(folder, "executorch", recipe.quant, file, files)
+
+
+def _is_defined(job: Job) -> bool:
+    """Has ExecuTorch a definition of this architecture?"""
+    return str(read_config(job.base.path).get("model_type", "")) in ARCHITECTURES
+
+
+def _check_elsewhere(job: Job, bundle: Bundle) -> list[Check]:
+    """What ExecuTorch's own runner says of the folder; a program with states for inputs it cannot drive."""
+    if _is_defined(job):
+        from runner_check import check_runner
+
+        return check_runner(bundle, threads=job.gate.threads)
+    note = "not asked: TextLLMRunner gives a program tokens and a position, this one has its states for inputs too"
+    return [Check("runner", None, None, True, note)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,9 +1,9 @@
 """A session over ExecuTorch 1.5's own runtime, on a program that `export/to_executorch.py` made.
 
-The program holds the state: `forward` and `adapted` write their KV cache and convolutions in place, and take the
-position of the first new token. Position 0 begins a conversation: the convolutions' state counts for nothing there, and
-attention reads no further back than that. What an earlier conversation left in the KV cache stays in this process's
-memory until it is overwritten; closing the session frees it. A user's matrices are inputs of `adapted`.
+Where the state is, `executorch_states` knows. A program of ExecuTorch's own definition holds it: position 0 begins a
+conversation, the convolutions' state counts for nothing there, and attention reads no further back than that. What an
+earlier conversation left in such a KV cache stays in this process's memory until it is overwritten; closing the session
+frees it. A user's matrices are inputs of `adapted`.
 
 ExecuTorch has one pool of threads for the whole process: a session that asks for another number changes it for all.
 
@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgealign.artifact import MANIFEST, open_artifact
-from edgealign.errors import EdgealignError, InputError, ToolMissing, UsageError
+from edgealign.errors import EdgealignError, InputError, ToolMissing
 from edgealign.runtimes.executorch_adapter import SMALLEST_RANK, read_lora_executorch
 from edgealign.runtimes.executorch_names import ADAPTED, FORWARD
+from edgealign.runtimes.executorch_states import EXPORT, open_states, require_room
 from edgealign.runtimes.onnx_adapter import read_inputs
 from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.session import read_bundle
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 MAGIC = b"ET"  # bytes 4 and 5 of a program: its flatbuffer's identifier is ET and a version
 KEPT_ADAPTERS = 16
-EXPORT = "export it again: edgealign export --target executorch"
 
 
 class ExecutorchSession:
@@ -75,16 +75,16 @@ class ExecutorchSession:
         self._adapters: collections.OrderedDict[tuple[str, int, int], tuple[Any, ...]] = collections.OrderedDict()
         self._matrices: tuple[Any, ...] = ()
         self._method = self._load(FORWARD)
-        self._filled = 0
+        self._states = open_states(self.file, self._method)
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
-        self._check_tokens(tokens)
+        self._require(tokens)
         for start in range(0, len(tokens), self.batch):
             logits = self._run(tokens[start : start + self.batch])
         return logits
 
     def step(self, token: int) -> Logits:
-        self._check_tokens((token,))
+        self._require((token,))
         return self._run((token,))
 
     def set_user(self, adapter: Path | None) -> None:
@@ -93,12 +93,13 @@ class ExecutorchSession:
         self.reset()
 
     def reset(self) -> None:
-        self._filled = 0
+        self._states.clear()
 
     def close(self) -> None:
         self._matrices = ()
         self._adapters.clear()
         self._methods.clear()
+        self._states.clear()
         self._method = self._program = None
 
     def unload_adapters(self) -> None:
@@ -167,13 +168,11 @@ class ExecutorchSession:
 
     def _run(self, tokens: Sequence[int]) -> Logits:
         """Append tokens to the state; logits (V,) after the last."""
-        torch = _torch()
-        ids = torch.tensor([list(tokens)], dtype=torch.int64)
         try:
-            out = self._method.execute((ids, torch.tensor([self._filled]), *self._matrices))
+            out = self._method.execute((*self._states.inputs(tokens), *self._matrices))
         except Exception as error:  # as above
             raise EdgealignError(self.file, f"executorch failed ({_line(error)})", "open a new session") from error
-        self._filled += len(tokens)
+        self._states.advance(tokens, out)
         return np.array(out[0].numpy().reshape(-1), dtype=np.float32)
 
     def _load_adapter(self, path: Path) -> tuple[Any, ...]:
@@ -212,17 +211,8 @@ class ExecutorchSession:
             raise InputError(path, f"holds {min(left)}, for which the program has no input", "export it for this model")
         return tuple(arranged)
 
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        if not len(tokens):
-            raise UsageError("prompt", "is empty", "give at least one token")
-        for token in tokens:
-            if not 0 <= token < self.vocab:
-                raise UsageError(token, f"is outside the vocabulary of {self.vocab}", "encode with this tokenizer")
-        if self._filled + len(tokens) > self.context:
-            raise UsageError(
-                f"{self._filled + len(tokens)} tokens", f"do not fit the context of {self.context}",
-                "shorten the conversation, or export the model with a larger context",
-            )  # fmt: skip
+    def _require(self, tokens: Sequence[int]) -> None:
+        require_room(self._states, tokens, vocab=self.vocab, context=self.context)
 
 
 def _load_runtime(threads: int) -> Any:

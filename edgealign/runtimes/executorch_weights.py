@@ -43,18 +43,19 @@ class Stored:
 
 
 def stored_weights(
-    file: Path, table: ExecutorchArchitecture, own: Mapping[str, Callable[[], Floats]]
+    file: Path, table: ExecutorchArchitecture | None, own: Mapping[str, Callable[[], Floats]]
 ) -> Iterator[tuple[str, bool, Floats]]:
     """Each of the model's tensors that the program holds: its name, is it kept in floats, the stored values.
 
     A head that shares the embedding's weights is stored beside it: the name comes twice.
 
     Args:
+        table: None for a program that was recorded from the model's own modules.
         own: the model's tensors by name, each to be called for its values.
     """
     constants = list(_constants(file))
     for name, load in own.items():
-        places = table.targets(name)
+        places = (name,) if table is None else table.targets(name)
         if not places:
             continue
         values = load()

@@ -14,7 +14,7 @@ Shape legend: B = 1 conversation, P tokens remembered.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,8 +67,38 @@ class AppendedState(State):
             buffer[: self.heads * tokens * self.width].fill(0)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def describe(config: Mapping[str, Any], states: Iterable[Any], ids: Any, context: int | None) -> dict[str, Any]:
+    """A graph's names for a runtime; where onnxruntime-genai has a word for something, this is it.
+
+    Args:
+        config: the model's.
+        states: each with a name and a shape, None where it grows.
+        ids: the model's generation config.
+        context: tokens that the description allows; None takes the model's own.
+    """
+    return {"model": {
+        "type": str(config["model_type"]),
+        "vocab_size": int(config["vocab_size"]),
+        "context_length": context or int(config["max_position_embeddings"]),
+        "bos_token_id": ids.bos_token_id,
+        "eos_token_id": ids.eos_token_id,
+        "decoder": {
+            "num_hidden_layers": int(config["num_hidden_layers"]),
+            "inputs": {"input_ids": "input_ids", "position_ids": "position_ids"},
+            "outputs": {"logits": "logits"},
+            "states": [
+                {"past": f"past.{state.name}", "present": f"present.{state.name}", "shape": list(state.shape)}
+                for state in states
+            ],
+        },
+    }}  # fmt: skip
+
+
+def read_description(folder: Path, *, again: str = AGAIN) -> dict[str, Any]:
     """The description beside a graph: onnxruntime-genai's, or ours.
+
+    Args:
+        again: the command that makes the folder.
 
     Raises:
         InputError: there is none, or it is damaged.
@@ -84,7 +114,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             assert isinstance(state["present"], str)
             assert all(size is None or (isinstance(size, int) and 0 < size < 2**31) for size in state["shape"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-        raise InputError(file, "is missing or damaged", AGAIN) from error
+        raise InputError(file, "is missing or damaged", again) from error
     return config
 
 

@@ -36,6 +36,10 @@ SMALL: dict[str, tuple[str, dict[str, object]]] = {
     "lfm3": ("lfm3", {
         **COMMON, "num_hidden_layers": 4, "sliding_window": 16,
         "layer_types": ["conv", "sliding_attention", "full_attention", "conv"]}),
+    # One layer of each kind, because ExecuTorch's compiler takes its time for each.
+    "lfm3-short": ("lfm3", {
+        **COMMON, "intermediate_size": 96, "num_hidden_layers": 3, "sliding_window": 16,
+        "layer_types": ["conv", "sliding_attention", "full_attention"]}),
     # More of that kind: a window in every layer and an untied head; biases and layers without rotary angles.
     "mistral": ("mistral", {
         **COMMON, "num_hidden_layers": 2, "sliding_window": 16, "tie_word_embeddings": False,

@@ -235,12 +235,12 @@ def test_what_the_target_does_not_do_is_refused(
     assert leftovers(tmp_path) == []
 
 
-def test_an_unknown_architecture_is_refused(executorch_tools: None, tmp_path: Path, short_model: Path) -> None:
+def test_a_model_that_is_not_what_it_says_is_refused(executorch_tools: None, tmp_path: Path, short_model: Path) -> None:
     shutil.copytree(short_model, tmp_path / "model")
     (tmp_path / "model/manifest.json").unlink()
     config = json.loads((tmp_path / "model/config.json").read_text(encoding="utf-8"))
     (tmp_path / "model/config.json").write_text(json.dumps(config | {"model_type": "gpt2"}), encoding="utf-8")
-    with pytest.raises(InputError, match="gpt2: has no ExecuTorch table here; exportable are: lfm2"):
+    with pytest.raises(InputError, match="Lfm2ForCausalLM has no language-model head to generate with; use: lfm2"):
         export(tmp_path / "model", tmp_path / "bundle")
     assert leftovers(tmp_path) == ["model"]
 
