@@ -14,12 +14,12 @@ Shape legend: T tokens, P tokens remembered, I in features, O out features, r ra
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from executorch_lower import EXAMPLE_RANK, EXAMPLE_TOKENS, LARGEST_RANK, Lowered, lower, quiet, program_facts
+from executorch_lower import EXAMPLE_RANK, EXAMPLE_TOKENS, LARGEST_RANK, Lowered, lower, program_facts, quiet
 from executorch_model import AdaptedLinear, round_weights
 from stateful_model import StatefulModel
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ EXAMPLE_PAST = 5
 
 
 class Recorded(nn.Module):
-    """One method by keywords, as transformers' exporter wants it: tokens, positions, states, and then A, B, A, B, ..."""
+    """One method by keywords, as transformers' exporter wants it: tokens, positions, states, then A, B, A, B, ..."""
 
     def __init__(self, network: StatefulModel, places: Sequence[AdaptedLinear]) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def write_program(model: Path, file: Path, *, quant: str, digest: str, context: 
     length = context or min(int(config["max_position_embeddings"]), LONGEST_CONTEXT)
     batch = min(BATCH, length)
     network = load_model(model)
-    stateful = StatefulModel(network)
+    stateful = StatefulModel(network, rows=1)
     try:
         with quiet():
             if quant == "8da4w":
@@ -78,7 +78,8 @@ def write_program(model: Path, file: Path, *, quant: str, digest: str, context: 
                 model, config, layers=int(config["num_hidden_layers"]), vocab=int(config["vocab_size"]),
                 context=length, batch=batch,
             )  # fmt: skip
-            lowered = lower(programs, {**facts, "get_model_digest": digest})
+            carried = {"use_kv_cache": False, "use_sdpa_with_kv_cache": False}
+            lowered = lower(programs, {**facts, **carried, "get_model_digest": digest})
     except EdgealignError:
         raise
     except Exception as error:  # of any kind: torch's exporter runs the model's own code

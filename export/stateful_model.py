@@ -5,7 +5,7 @@ output. One such function serves the prompt and every step after it: an empty ca
 that has seen zeros are the beginning of a text. Only the caches of layers that see everything grow. The masks are
 computed inside, from the positions and the caches' sizes, so that a layer's window is part of the graph.
 
-What the model keeps is asked of transformers' own cache. Read by `general_model.py`; needs torch.
+What the model keeps is asked of transformers' own cache. Read by `general_model.py` and `executorch_general.py`; needs torch.
 
 Shape legend: B = 1 conversation, T tokens, P tokens remembered, K width of a convolution, V vocabulary.
 """
@@ -42,12 +42,16 @@ class StateShape:
 class StatefulModel(nn.Module):
     """`forward(input_ids (B, T), position_ids (B, T), *states)` gives logits (B, T, V) and the states after them.
 
+    Args:
+        rows: how many of the last tokens get logits; 0 gives them to all.
+
     Raises:
         InputError: the architecture remembers something that no such function can carry.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, *, rows: int = 0) -> None:
         super().__init__()
+        self.rows = rows
         _refuse_growing_rope(network.config)
         network.set_attn_implementation("eager")  # plain matrix products, which every exporter can read
         self.network = network.eval()
@@ -73,7 +77,7 @@ class StatefulModel(nn.Module):
                 cache.layers[index] = _Convolution(next(left))
         output = self.network(
             input_ids=input_ids, position_ids=position_ids, past_key_values=cache, use_cache=True,
-            attention_mask=self._masks(position_ids[0], lengths),
+            attention_mask=self._masks(position_ids[0], lengths), logits_to_keep=self.rows,
         )  # fmt: skip
         return (output.logits, *_contents(cache.layers))
 

@@ -60,6 +60,11 @@ def stored_weights(
             continue
         values = load()
         flat = values.reshape(len(values), -1)
+        if table is None and values.ndim == 3:  # a convolution as torch has it, which `_program_constants` makes flat
+            found = [_nearest(values.reshape(-1), constants, kept=True)]
+            if found[0] is not None:
+                yield name, True, found[0].values.reshape(values.shape)
+            continue
         if "conv" in places[0] and values.ndim == 3:  # a short convolution (D, 1, L) is kept as L rows of D
             found = [_nearest(row, constants, kept=True) for row in flat.T]
             if all(found):

@@ -92,7 +92,9 @@ def session(programs: Mapping[str, Path]) -> Iterator[ExecutorchSession]:
 # --- the program and its states --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cuts", [[127], [1] * 40, [3, 4, 120], [7, 1, 119], [15, 1, 1, 110], [16, 17, 1, 1, 92], [200]])
+@pytest.mark.parametrize(
+    "cuts", [[127], [1] * 40, [3, 4, 120], [7, 1, 119], [15, 1, 1, 110], [16, 17, 1, 1, 92], [200]]
+)
 def test_a_prompt_in_pieces_around_the_convolutions_width_and_the_window_is_torchs(
     session: ExecutorchSession, small_model: SmallModel, cuts: list[int]
 ) -> None:
@@ -109,7 +111,7 @@ def test_only_the_layer_that_sees_everything_has_a_cache_that_grows(session: Exe
     assert isinstance(states, CarriedStates)
     assert states.shapes == ((1, 64, 7), *[(1, 2, 15, 16)] * 2, *[(1, 2, None, 16)] * 2)
     session.prefill(TOKENS)
-    assert [tuple(state.shape) for state in states.values] == [(1, 64, 7), *[(1, 2, 15, 16)] * 2, *[(1, 2, 200, 16)] * 2]
+    assert [tuple(state.shape)[2] for state in states.values] == [7, 15, 15, 200, 200]
     assert all(state.any() for state in states.values)
     session.reset()
     assert [state.numel() for state in states.values] == [64 * 7, *[2 * 15 * 16] * 2, 0, 0]
