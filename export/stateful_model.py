@@ -5,7 +5,8 @@ output. One such function serves the prompt and every step after it: an empty ca
 that has seen zeros are the beginning of a text. Only the caches of layers that see everything grow. The masks are
 computed inside, from the positions and the caches' sizes, so that a layer's window is part of the graph.
 
-What the model keeps is asked of transformers' own cache. Read by `general_model.py` and `executorch_general.py`; needs torch.
+What the model keeps is asked of transformers' own cache. Read by `general_model.py` and `executorch_general.py`; needs
+torch.
 
 Shape legend: B = 1 conversation, T tokens, P tokens remembered, K width of a convolution, V vocabulary.
 """

@@ -216,9 +216,13 @@ def _inside() -> str:
   linear layers; `executorch_lower.py` lowers two methods over the same weights: `forward(tokens, input_pos)`, and
   `adapted(tokens, input_pos, A, B, ...)` with a user's matrices in the order of `adapter_inputs.json`.
 - A user's LoRA becomes a `.safetensors` with those matrices, by `edgealign/runtimes/executorch_adapter.py`.
+- An architecture that ExecuTorch has no definition of goes through `executorch_general.py`: transformers' exporter
+  records the torch model as a function of tokens and states (`stateful_model.py`), both methods are lowered as above,
+  and `graph.json` names the states, which the session carries from run to run. Same gate, same users' adapters; but
+  `TextLLMRunner` has no place for states, and `runner` in the manifest's checks says that it was not asked.
 - `runner_check.py` opens the finished folder in ExecuTorch's own `TextLLMRunner`: same greedy text, twice.
 - An ExecuTorch program holds its KV cache for at most 4,096 tokens unless the recipe's `context` says more, and takes
-  511 tokens at once. Groups of 32 weights share a scale in bfloat16.
+  511 tokens at once (127 where the states are inputs). Groups of 32 weights share a scale in bfloat16.
 
 ## What upstream does, and what that means here
 
@@ -226,6 +230,8 @@ def _inside() -> str:
   emptied at position 0, a test proves it, and another shows that upstream's does not pass the gate.
 - ExecuTorch's `TextLLMRunner` drives `forward` only: it speaks for the base model, and it goes on with the last
   conversation unless `reset()` is called. Reports of its degenerating on LFM2.5 (executorch#21858) were not met here.
+- transformers' `ExecutorchExporter` lowers one method and writes no facts into it; ours takes its recording
+  (`DynamoExporter` with its repairs for ExecuTorch) and lowers two methods over the same weights.
 - ExecuTorch's own LoRA knows no LFM2 (its key map has Llama's names only); the inputs of `adapted` replace it.
 - `edgealign export --target gguf` needs llama.cpp to know the architecture; it does not know LFM3.
 
