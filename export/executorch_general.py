@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from executorch_lower import EXAMPLE_RANK, EXAMPLE_TOKENS, LARGEST_RANK, Lowered, lower, program_facts, quiet
+from executorch_lower import EXAMPLE_RANK, LARGEST_RANK, Lowered, lower, program_facts, quiet
 from executorch_model import AdaptedLinear, round_weights
-from stateful_model import StatefulModel
+from stateful_model import ByKeyword, StatefulModel
 from torch import Tensor, nn
 
 from edgealign.errors import EdgealignError, InputError, writing
@@ -33,23 +33,20 @@ from edgealign.runtimes.onnx_states import GRAPH_CONFIG, describe
 HEAD = "lm_head"
 BATCH = 128  # tokens of a prompt fed at once, plus one: every score of every head has its place in planned memory
 LONGEST_CONTEXT = 4096  # memory is planned for attention over so many tokens
-EXAMPLE_PAST = 5
 
 
-class Recorded(nn.Module):
-    """One method by keywords, as transformers' exporter wants it: tokens, positions, states, then A, B, A, B, ..."""
+class Recorded(ByKeyword):
+    """One method: tokens, positions, states, then perhaps A, B, A, B, ... give (1, V) logits and the new states."""
 
     def __init__(self, network: StatefulModel, places: Sequence[AdaptedLinear]) -> None:
-        super().__init__()
-        self.network, self.places = network, list(places)
-        self.config = network.network.config
+        super().__init__(network)
+        self.places = list(places)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, **left: Tensor) -> tuple[Tensor, ...]:
-        states = [left[_keyword(state.name)] for state in self.network.states]
         for number, place in enumerate(self.places):
             a, b = _matrices(number)
             place.pair = (left[a], left[b]) if a in left else None
-        logits, *after = self.network(input_ids, position_ids, *states)
+        logits, *after = super().forward(input_ids, position_ids, **left)
         # A state that is a view of an input, or twice the same tensor, would have no memory of its own.
         return (logits[:, -1], *(state.clone() for state in after))
 
@@ -110,20 +107,14 @@ def _adapt(network: nn.Module) -> list[AdaptedLinear]:
 def _record(method: Recorded, adapted: bool, context: int, batch: int) -> Any:
     """The method as a graph: up to `batch` - 1 tokens after any number of them, with pairs of any rank from 2 on.
 
-    The dimensions have no names: torch then finds itself that what is cut to a window needs no bound, where a named
-    one is refused.
+    The dimensions have no names, because torch refuses named ones for such a graph.
     """
     from transformers.exporters import DynamoConfig, DynamoExporter
     from transformers.exporters.utils import apply_fx_node_fixes, apply_fx_program_fixes, apply_patches
 
     free: Any = torch.export.Dim.AUTO
     tokens, past, rank = free(min=1, max=batch - 1), free(min=0, max=context - 1), free(min=2, max=LARGEST_RANK)
-    places = torch.arange(EXAMPLE_PAST, EXAMPLE_PAST + EXAMPLE_TOKENS)[None]
-    inputs: dict[str, Tensor] = {"input_ids": torch.zeros_like(places), "position_ids": places}
-    sizes: dict[str, Any] = {name: {1: tokens} for name in inputs}
-    for state in method.network.states:
-        inputs[_keyword(state.name)] = state.zeros(EXAMPLE_PAST)
-        sizes[_keyword(state.name)] = {state.shape.index(None): past} if None in state.shape else None
+    inputs, sizes = method.example(tokens=tokens, past=past)
     for name, shape, axis in _pairs(method.places) if adapted else ():
         inputs[name], sizes[name] = torch.zeros(shape), {axis: rank}
     with apply_patches("executorch"), apply_patches("executorch.xnnpack"):
@@ -143,7 +134,3 @@ def _pairs(places: Sequence[AdaptedLinear]) -> Iterator[tuple[str, tuple[int, in
 
 def _matrices(number: int) -> tuple[str, str]:
     return f"lora_a_{number}", f"lora_b_{number}"
-
-
-def _keyword(state: str) -> str:
-    return state.replace(".", "_")

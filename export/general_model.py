@@ -1,10 +1,10 @@
 """Build the ONNX graph of an architecture that onnxruntime-genai's builder does not know, from the torch model itself.
 
-torch lowers the model as a pure function of tokens and states (`stateful_model`). Then the graph is edited as the
-builder's is: every linear layer gets its module's name, its weights are rounded by onnxruntime's own quantiser, a tied
-head and its embedding stay one tensor, and each layer gets two inputs of rank zero for users' LoRAs. `graph.json`
-beside the graph names its inputs, outputs and states for `edgealign.runtimes.onnx_states`; onnxruntime-genai has no
-pipeline for such a graph and cannot open it.
+transformers' exporter lowers the model as a pure function of tokens and states (`stateful_model`). Then the graph is
+edited as the builder's is: every linear layer gets its module's name, its weights are rounded by onnxruntime's own
+quantiser, a tied head and its embedding stay one tensor, and each layer gets two inputs of rank zero for users' LoRAs.
+`graph.json` beside the graph names its inputs, outputs and states for `edgealign.runtimes.onnx_states`;
+onnxruntime-genai has no pipeline for such a graph and cannot open it.
 
 Shape legend: I in features, O out features.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from genai_model import DATA_FILE, MODEL_DIGEST, MODEL_FILE, add_lora_inputs, quiet, remove, tie_head
+from genai_model import DATA_FILE, MODEL_DIGEST, MODEL_FILE, add_lora_inputs, quiet, tie_head
 
 from edgealign.errors import EdgealignError, InputError, writing
 from edgealign.models.load import load_model, read_config
@@ -29,7 +29,6 @@ from edgealign.runtimes.onnx_states import GRAPH_CONFIG, describe
 OPSET = 20
 BLOCK = 32  # weights that share a scale, as in the builder's graphs
 HEAD, LOOKUP = "/lm_head/MatMul", "/model/embed_tokens/Gather"
-EXAMPLE_TOKENS, EXAMPLE_PAST = 3, 5  # of the run that torch records; both lengths are free in the graph
 # Bits of the layers and of the head; int4 is the grid of llama.cpp's Q4_0, int4_k rounds with more care.
 BITS: Mapping[str, tuple[int, int]] = {"int8": (8, 8), "int4": (4, 8), "int4_k": (4, 8)}
 
@@ -51,14 +50,10 @@ def write_model(
     from onnx_ir.passes.common import RemoveUnusedNodesPass
     from stateful_model import StatefulModel
 
-    scratch = out / ".traced"
-    with writing(scratch):
-        scratch.mkdir(parents=True)
     try:
         with quiet():
             network = StatefulModel(load_model(model))
-            lower(network, scratch / MODEL_FILE)
-            graph = ir.load(scratch / MODEL_FILE)
+            graph = lower(network)
             name_layers(graph.graph, tied_kept=quant == "fp32")
             RemoveUnusedNodesPass()(graph)
             if quant != "fp32":
@@ -81,30 +76,33 @@ def write_model(
         description = describe(read_config(model), network.states, network.network.generation_config, context)
         (out / GRAPH_CONFIG).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     write_inputs(out / INPUTS_FILE, inputs)
-    remove(scratch)
     return inputs
 
 
-def lower(network: Any, file: Path) -> None:
-    """Record one run of a `StatefulModel` as ONNX operators, with the lengths of tokens and caches left open."""
+def lower(network: Any) -> Any:
+    """A `StatefulModel` as an onnx_ir model, the lengths of tokens and caches left open, weights under their names."""
     import torch
+    from stateful_model import ByKeyword
+    from transformers.exporters import OnnxConfig, OnnxExporter
 
+    method = ByKeyword(network).eval().requires_grad_(False)
+    free: Any = torch.export.Dim.AUTO
+    inputs, sizes = method.example(tokens=free(min=1), past=free(min=0))
+    # Without its optimiser every weight keeps its name; onnxruntime folds constants when it loads.
+    config = OnnxConfig(dynamic=True, dynamic_shapes=sizes, opset_version=OPSET, optimize=False)
+    model, _ = OnnxExporter().export_program(method, inputs, config)
     names = [state.name for state in network.states]
-    lengths = {"input_ids": {1: "tokens"}, "position_ids": {1: "tokens"}, "logits": {1: "tokens"}}
-    for state in network.states:
-        if None in state.shape:
-            axis = state.shape.index(None)
-            lengths[f"past.{state.name}"] = {axis: f"past.{state.name}.tokens"}
-            lengths[f"present.{state.name}"] = {axis: f"present.{state.name}.tokens"}
-    places = torch.arange(EXAMPLE_PAST, EXAMPLE_PAST + EXAMPLE_TOKENS)[None]
-    example = (torch.zeros_like(places), places, *(state.zeros(EXAMPLE_PAST) for state in network.states))
-    with torch.no_grad():
-        torch.onnx.export(
-            network, example, str(file), dynamo=False, opset_version=OPSET, dynamic_axes=lengths,
-            input_names=["input_ids", "position_ids", *(f"past.{name}" for name in names)],
-            output_names=["logits", *(f"present.{name}" for name in names)],
-            do_constant_folding=False,  # so that every weight keeps its name; onnxruntime folds when it loads
-        )  # fmt: skip
+    past, present = ([f"{when}.{name}" for name in names] for when in ("past", "present"))
+    for value, name in zip(model.graph.inputs, ["input_ids", "position_ids", *past], strict=True):
+        value.name = name
+    for value, name in zip(model.graph.outputs, ["logits", *present], strict=True):
+        value.name = name
+    first = {id(weight): name for name, weight in reversed([*network.network.named_parameters(remove_duplicate=False)])}
+    for name, weight in network.network.named_parameters(remove_duplicate=False):
+        value = model.graph.initializers.get(f"network.network.{name}")
+        if value is not None:
+            value.name = first[id(weight)]  # a tied head is the embedding
+    return model
 
 
 def name_layers(graph: Any, *, tied_kept: bool) -> None:
@@ -113,9 +111,6 @@ def name_layers(graph: Any, *, tied_kept: bool) -> None:
     Args:
         tied_kept: leave a head that reads the embedding as it is, so that the two stay one tensor.
     """
-    for value in list(graph.initializers.values()):
-        if value.name.startswith("network."):
-            value.name = value.name.removeprefix("network.")
     embedding: Any = None
     for node in graph:
         if node.op_type == "Gather" and node.inputs[1] is graph.inputs[0]:

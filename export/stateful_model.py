@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, Li
 from edgealign.errors import InputError
 
 GROWING_ROPE = ("dynamic", "longrope")  # their angles depend on the length of the text, which a graph does not see
+EXAMPLE_TOKENS, EXAMPLE_PAST = 3, 5  # of the run that an exporter records
 RETRY = "see export/README.md for the architectures that can be exported"
 
 
@@ -90,6 +91,28 @@ class StatefulModel(nn.Module):
         if len(masks) < 2:
             return next(iter(masks.values()), None)
         return dict.fromkeys(self.network.config.layer_types) | masks  # a convolution has none
+
+
+class ByKeyword(nn.Module):
+    """A `StatefulModel` with its states by keyword, as transformers' exporters call a model."""
+
+    def __init__(self, network: StatefulModel) -> None:
+        super().__init__()
+        self.network, self.config = network, network.network.config
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, **states: Tensor) -> tuple[Tensor, ...]:
+        carried = (states[_keyword(state)] for state in self.network.states)
+        return self.network.forward(input_ids, position_ids, *carried)
+
+    def example(self, *, tokens: Any, past: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Inputs for a run that an exporter records, and their free axes: the dimensions of both lengths by input."""
+        places = torch.arange(EXAMPLE_PAST, EXAMPLE_PAST + EXAMPLE_TOKENS)[None]
+        inputs = {"input_ids": torch.zeros_like(places), "position_ids": places}
+        free: dict[str, Any] = {name: {1: tokens} for name in inputs}
+        for state in self.network.states:
+            inputs[_keyword(state)] = state.zeros(EXAMPLE_PAST)
+            free[_keyword(state)] = {state.shape.index(None): past} if None in state.shape else None
+        return inputs, free
 
 
 class _Attention(DynamicLayer):  # type: ignore[misc]
@@ -177,6 +200,10 @@ def _contents(layers: list[Any]) -> Iterator[Tensor]:
         else:
             yield layer.keys
             yield layer.values
+
+
+def _keyword(state: StateShape) -> str:
+    return state.name.replace(".", "_")
 
 
 def _window(layer: Any) -> int | None:

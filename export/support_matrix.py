@@ -205,12 +205,10 @@ def _inside() -> str:
   every linear layer two inputs of rank zero; `adapter_inputs.json` beside the graph says which modules they hold.
 - A user's LoRA becomes an `.onnx_adapter` with those inputs, by `edgealign/runtimes/onnx_adapter.py`, without torch.
 - `genai_check.py` opens the finished folder in onnxruntime-genai: same token ids, same logits, users in turn.
-- `android_kit.py` adds a phone's scripts (`kits/android/`) to a GGUF bundle with `--kit android`, and the greedy tokens
-  that a phone must draw. Without a phone: [under qemu](../docs/results/android_kit.md).
-- An architecture that the builder does not know goes through `general_model.py`: torch writes the graph of the model as
-  a function of tokens and states (`stateful_model.py`), onnxruntime's quantiser rounds it, and `graph.json` names its
-  states. Same gate, same users' adapters; but only edgealign's session opens it: onnxruntime-genai has no pipeline for
-  it, and `genai` in the manifest's checks says that it was not asked.
+- An architecture that the builder does not know goes through `general_model.py`: transformers' exporter writes the
+  graph of the model as a function of tokens and states (`stateful_model.py`), onnxruntime's quantiser rounds it, and
+  `graph.json` names its states. Same gate, same users' adapters; but only edgealign's session opens it:
+  onnxruntime-genai has no pipeline for it, and `genai` in the manifest's checks says that it was not asked.
 - A graph by the builder has positions for at most 32,768 tokens unless the recipe's `context` says more.
 - `executorch_model.py` fills ExecuTorch's own definition of the model and replaces its short convolution, norms and
   linear layers; `executorch_lower.py` lowers two methods over the same weights: `forward(tokens, input_pos)`, and

@@ -130,7 +130,7 @@ def _facts(job: Job, bundle: Bundle) -> dict[str, Any]:
 
 
 def _require_tools() -> None:
-    for module in ("onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir"):
+    for module in ("onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir", "onnxscript"):
         if find_spec(module) is None:
             package = module.replace("_", "-")
             raise ToolMissing(package, "is not installed in this Python", "pip install 'edgealign[onnx]'")

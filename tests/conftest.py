@@ -197,7 +197,8 @@ def onnx_tools() -> None:
     """Where onnxruntime and its model builder are not installed, a test is skipped; in CI that is a failure."""
     from importlib.util import find_spec
 
-    missing = [name for name in ("onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir") if find_spec(name) is None]
+    needed = ("onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir", "onnxscript")
+    missing = [name for name in needed if find_spec(name) is None]
     if missing and os.environ.get("CI", "").lower() == "true":
         pytest.fail(f"CI needs the onnx extra: {', '.join(missing)} missing")
     if missing:

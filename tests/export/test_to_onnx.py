@@ -297,7 +297,7 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("module", ["onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir"])
+@pytest.mark.parametrize("module", ["onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir", "onnxscript"])
 def test_a_missing_tool_is_named_with_its_install_line(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
