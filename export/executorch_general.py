@@ -58,9 +58,9 @@ def write_program(model: Path, file: Path, *, quant: str, digest: str, context: 
         InputError: the model cannot be written as such a program, with the reason.
     """
     config = read_config(model)
-    length = context or min(int(config["max_position_embeddings"]), LONGEST_CONTEXT)
-    batch = min(BATCH, length)
     network = load_model(model)
+    length = context or min(int(network.config.max_position_embeddings), LONGEST_CONTEXT)
+    batch = min(BATCH, length)
     stateful = StatefulModel(network, rows=1)
     try:
         with quiet():
