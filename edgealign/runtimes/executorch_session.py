@@ -75,7 +75,7 @@ class ExecutorchSession:
         self._adapters: collections.OrderedDict[tuple[str, int, int], tuple[Any, ...]] = collections.OrderedDict()
         self._matrices: tuple[Any, ...] = ()
         self._method = self._load(FORWARD)
-        self._states = open_states(self.file, self._method)
+        self._states = open_states(self.file, self._method, context=planned)
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         self._require(tokens)

@@ -83,11 +83,12 @@ class CarriedStates:
         self.values = [torch.zeros([size or 0 for size in shape]) for shape in self.shapes]
 
 
-def open_states(file: Path, method: Any) -> States:
+def open_states(file: Path, method: Any, *, context: int) -> States:
     """The states of the program in `file`, at the beginning of a conversation.
 
     Args:
-        method: one of its methods, as ExecuTorch has loaded it.
+        method: its method without a user, as ExecuTorch has loaded it.
+        context: tokens that the program has planned for.
 
     Raises:
         ArtifactError, InputError: the description beside it is damaged, or is another program's.
@@ -100,7 +101,9 @@ def open_states(file: Path, method: Any) -> States:
     shapes = [tuple(state["shape"]) for state in described]
     facts = method.metadata
     fits = facts.num_inputs() == FIRST + len(shapes) and facts.num_outputs() == 1 + len(shapes)
-    if not fits or not all(_is(facts.input_tensor_meta(FIRST + at), shape) for at, shape in enumerate(shapes)):
+    # Where a state grows, the program states its largest size: one more token must have room.
+    largest = [tuple(context - 1 if size is None else size for size in shape) for shape in shapes]
+    if not fits or not all(_is(facts.input_tensor_meta(FIRST + at), sizes) for at, sizes in enumerate(largest)):
         reason = f"has {facts.num_inputs() - FIRST} states, and not all of them as {GRAPH_CONFIG} says"
         raise ArtifactError(file, reason, EXPORT)
     return CarriedStates(shapes)
@@ -124,9 +127,5 @@ def require_room(states: States, tokens: Sequence[int], *, vocab: int, context: 
         )  # fmt: skip
 
 
-def _is(tensor: Any, shape: Shape) -> bool:
-    """Is this input a state of that shape? Where it grows, the program states its largest size."""
-    sizes = tuple(tensor.sizes())
-    return int(tensor.dtype()) == FLOAT and len(sizes) == len(shape) and all(
-        wanted is None or wanted == size for wanted, size in zip(shape, sizes, strict=True)
-    )  # fmt: skip
+def _is(tensor: Any, sizes: tuple[int, ...]) -> bool:
+    return int(tensor.dtype()) == FLOAT and tuple(tensor.sizes()) == sizes

@@ -58,10 +58,8 @@ def programs(
 
 @pytest.fixture
 def lowered_once(programs: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exporter finds its program made, and the gate opens its sessions here and not in child processes."""
+    """The exporter finds its program made."""
     import executorch_general
-
-    from edgealign.parity_logits import Subject
 
     def copied(model: Path, file: Path, *, quant: str, digest: str, context: int | None) -> Any:
         assert digest == open_artifact(model).digest
@@ -69,10 +67,17 @@ def lowered_once(programs: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) 
             shutil.copyfile(programs[quant] / name, file.with_name(name))
         return executorch_general.Lowered(read_inputs(programs[quant]), 256)
 
+    monkeypatch.setattr(executorch_general, "write_program", copied)
+
+
+@pytest.fixture
+def in_process(lowered_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate opens its sessions here and not in child processes, so that a test can break them."""
+    from edgealign.parity_logits import Subject
+
     def opened(subject: Subject, *, exact: bool) -> ExecutorchSession:
         return ExecutorchSession(subject.bundle.model_file, threads=1, context=256, exact=exact)
 
-    monkeypatch.setattr(executorch_general, "write_program", copied)
     monkeypatch.setattr(Subject, "open", opened)
 
 
@@ -156,6 +161,7 @@ def test_more_than_the_context_is_refused(session: ExecutorchSession) -> None:
     [
         ({"shape": [1, 2, 16]}, "has 5 states, and not all of them as graph.json says"),
         ({"shape": [1, 64, None]}, "has 5 states, and not all of them as graph.json says"),
+        ({"shape": [1, 1, None, 7]}, "has 5 states, and not all of them as graph.json says"),
         ({"shape": [1, 2**30, 7]}, "has 5 states, and not all of them as graph.json says"),
         ({"shape": [1, 64, -7]}, "graph.json: is missing or damaged; export it again: edgealign export --target exec"),
         ({"past": 7}, "graph.json: is missing or damaged"),
@@ -265,7 +271,7 @@ def keep_the_convolutions_state(monkeypatch: pytest.MonkeyPatch) -> str:
     "break_it", [forget_the_adapters_scale, exchange_keys_and_values, keep_the_convolutions_state]
 )
 def test_a_deliberately_broken_bundle_is_not_published(
-    lowered_once: None, break_it: Callable[[pytest.MonkeyPatch], str], small_model: SmallModel, users: dict[str, Path],
+    in_process: None, break_it: Callable[[pytest.MonkeyPatch], str], small_model: SmallModel, users: dict[str, Path],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     expected = break_it(monkeypatch)
