@@ -205,6 +205,8 @@ def _inside() -> str:
   every linear layer two inputs of rank zero; `adapter_inputs.json` beside the graph says which modules they hold.
 - A user's LoRA becomes an `.onnx_adapter` with those inputs, by `edgealign/runtimes/onnx_adapter.py`, without torch.
 - `genai_check.py` opens the finished folder in onnxruntime-genai: same token ids, same logits, users in turn.
+- `android_kit.py` adds a phone's scripts (`kits/android/`) to a GGUF bundle with `--kit android`, and the greedy tokens
+  that a phone must draw. Without a phone: [under qemu](../docs/results/android_kit.md).
 - An architecture that the builder does not know goes through `general_model.py`: transformers' exporter writes the
   graph of the model as a function of tokens and states (`stateful_model.py`), onnxruntime's quantiser rounds it, and
   `graph.json` names its states. Same gate, same users' adapters; but only edgealign's session opens it:
