@@ -79,7 +79,7 @@ def _lower_with_constants(
         return pair[1](pair[0](x))
 
     executorch_model.low_rank = through_layers
-    with lowering._quiet():
+    with lowering.quiet():
         net = executorch_model.build(model, architecture("lfm2"), config, context=context, batch=batch)
         if quant != "fp32":
             executorch_model.round_weights(net, model)
@@ -107,7 +107,7 @@ def _lower_with_constants(
         length = torch.export.Dim("length", max=batch - 1)
         example = (torch.tensor([[2, 3, 4]]), torch.tensor([0]))
         graph = torch.export.export(graph, example, dynamic_shapes=({1: length}, None), strict=False)
-        program = lowering._lower({FORWARD: graph.run_decompositions({})}, {"get_vocab_size": int(net.vocab_size)})
+        program = lowering.lower({FORWARD: graph.run_decompositions({})}, {"get_vocab_size": int(net.vocab_size)})
         with open(folder / "model.pte", "wb") as file:
             program.write_to_file(file)
         program.write_tensor_data_to_file(str(folder))

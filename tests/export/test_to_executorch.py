@@ -102,6 +102,17 @@ def test_a_quantised_bundle_with_two_users_is_published_with_its_proofs(
 
 @pytest.mark.runtime
 @pytest.mark.slow
+def test_a_program_of_32_bits_is_published_with_a_user(
+    in_process: None, lowered_once: None, short_model: Path, tiny_lora: TinyLora, tmp_path: Path
+) -> None:
+    users = {"ana": tiny_lora(seed=1, strength=0.3, base=short_model)}
+    bundle = export(short_model, tmp_path / "bundle", users, quant="fp32")
+    values = {check.name: check.value for check in bundle.manifest.checks}
+    assert max(values["logits.base"], values["logits.ana"], values["merged.ana"]) <= 1e-5
+
+
+@pytest.mark.runtime
+@pytest.mark.slow
 @pytest.mark.parametrize("quant", ["fp32", "8da4w"])
 def test_every_weight_is_read_back_and_stored_once(executorch_bundle: Bundles, short_model: Path, quant: str) -> None:
     """Two methods, one set of weights; 4 bits in the blocks, 8 in the head and the embedding."""
