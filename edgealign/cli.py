@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edgealign import __version__, cli_bench, cli_chat, cli_data, cli_eval, cli_options, stages
+from edgealign import __version__, cli_advise, cli_bench, cli_chat, cli_data, cli_eval, cli_options, stages
 from edgealign.cli_options import (
     AdapterOption,
     ConfigOption,
@@ -326,6 +326,7 @@ def verify(
     )
 
 
+app.command()(cli_advise.advise)
 app.command()(cli_chat.chat)
 app.command()(cli_chat.package)
 
