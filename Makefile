@@ -10,7 +10,7 @@ quickstart: $(VENV)/installed-run
 	$(VENV)/bin/edgealign run quickstart
 
 test: $(VENV)/installed-dev lint
-	$(PYTHON) -m pytest -q -m "not gpu"
+	$(PYTHON) -m pytest -q -m "not gpu" --support check
 
 # The tier to keep open in another window: no native runtime, no slow test.
 unit: $(VENV)/installed-dev

@@ -54,6 +54,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     for cell in sorted(stated ^ set(proved)):
         what = "is promised, and this run did not prove it" if cell in stated else "was proved, and is not written down"
         print(f"\nsupport matrix: {' '.join(cell)} {what}: pytest --support write; export/support_matrix.py --write")
+    if stated - set(proved) and os.environ.get("CI", "").lower() == "true":  # elsewhere a runtime may be missing
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -66,6 +67,8 @@ def _proved(file: Path) -> set[tuple[str, str, str, str]]:
         meta = manifest["meta"]
         if (manifest["kind"], manifest["stage"]) != ("bundle", "export") or "architecture" not in meta:
             return set()
+        if "+" in meta["quant"]:
+            return set()  # a mixture of types has no row of its own
     except (ValueError, KeyError, TypeError, OSError):
         return set()  # broken on purpose
     names = {table.name: kind for kind, table in ARCHITECTURES.items()}
