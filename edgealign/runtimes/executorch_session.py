@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,29 +219,30 @@ class ExecutorchSession:
 def _load_runtime(threads: int) -> Any:
     """ExecuTorch's runtime with its kernels for language models; the order of the imports matters to it."""
     try:
-        from executorch.runtime import Runtime
-
         with _hushed():
-            from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401, I001
+            from executorch.runtime import Runtime  # noqa: I001
+            from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
             import executorch.kernels.quantized  # noqa: F401
     except ImportError as error:
         reason = "is not installed" if "executorch" in str(error) else f"cannot be loaded ({error})"
         raise ToolMissing("executorch", reason, "pip install 'edgealign[executorch]'") from error
-    from executorch.extension.pybindings import portable_lib
-
     with _hushed():
+        from executorch.extension.pybindings import portable_lib
+
         portable_lib._unsafe_reset_threadpool(threads)
-    return Runtime.get()
+        return Runtime.get()
 
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Its libraries print on file descriptor 2 while they load, which no logging level stops."""
+    """Its libraries print on file descriptor 2 while they load, which no logging level stops; and they warn."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
