@@ -19,8 +19,9 @@ from edgealign.models.load import check_safetensors, read_config
 
 # Bits per weight of llama.cpp's types (ggml-common.h: block_q4_0 has 18 bytes for 32 weights, block_q6_K 210 for 256),
 # and what it takes where a row is no multiple of 256 (llama-quant.cpp: tensor_type_fallback).
-GGML_BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_k": 4.5, "q5_0": 5.5, "q6_k": 6.5625}
-NARROW = {"q4_k": "q5_0", "q6_k": "q8_0"}
+GGML_BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_k": 4.5, "q5_0": 5.5, "q5_1": 6.0,
+             "q5_k": 5.5, "q6_k": 6.5625}  # fmt: skip
+NARROW = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 K_BLOCK, BLOCK = 256, 32
 
 
@@ -47,6 +48,9 @@ STORAGE: Mapping[tuple[str, str], Storage] = {
     ("gguf", "f16"): Storage("f16", "f16", "f16", True, 2, _LLAMA),
     ("gguf", "q8_0"): Storage("q8_0", "q8_0", "q8_0", True, 2, _LLAMA),
     ("gguf", "q4_0"): Storage("q4_0", "q6_k", "q4_0", True, 2, _LLAMA),
+    ("gguf", "q6_k"): Storage("q6_k", "q6_k", "q6_k", True, 2, _LLAMA),
+    ("gguf", "q5_k_m"): Storage("q5_k", "q6_k", "q5_k", True, 2, _LLAMA),
+    ("gguf", "q4_k_s"): Storage("q4_k", "q6_k", "q4_k", True, 2, _LLAMA),
     ("gguf", "q4_k_m"): Storage("q4_k", "q6_k", "q4_k", True, 2, _LLAMA),
     ("onnx", "fp32"): Storage(32.0, 32.0, 32.0, True, 4, "onnxruntime-genai's builder"),
     ("onnx", "int8"): Storage(9.0, 9.0, 32.0, True, 4, _GENAI),
@@ -152,7 +156,7 @@ def model_size(facts: ModelFacts, target: str, quant: str) -> Size | None:
     stored = STORAGE.get((target, quant))
     if stored is None:
         return None
-    more = _with_more_bits(facts) if (target, quant) == ("gguf", "q4_k_m") else set()
+    more = _with_more_bits(facts) if (target, quant) in (("gguf", "q4_k_m"), ("gguf", "q5_k_m")) else set()
     read = whole = 0.0
     for matrix in facts.matrices:
         bits = _bits("q6_k" if matrix.name in more else stored.layers, matrix.row)
