@@ -30,6 +30,7 @@ class Storage:
     """What a quantisation makes of weights. GGUF names types, the others bits per weight with their scales.
 
     `shared`: a head that is tied to the embedding is stored once. `cache_bytes`: of one number of the KV cache.
+    `row_scale`: bits of the scale that each row of head and table has, where their bits do not hold it already.
     """
 
     layers: str | float
@@ -38,11 +39,12 @@ class Storage:
     shared: bool
     cache_bytes: int
     source: str
+    row_scale: float = 0.0
 
 
 _LLAMA = "llama.cpp's quantiser; its bits per weight are in ggml-common.h"
 _GENAI = "onnxruntime-genai's builder: blocks of 32 weights with a 32-bit scale"
-_XNNPACK = "XNNPACK: groups of 32 weights with a 16-bit scale, head and embedding in 8 bits by row, one each"
+_XNNPACK = "XNNPACK: groups of 32 weights with a 16-bit scale, head and embedding in 8 bits by row of a 32-bit one"
 STORAGE: Mapping[tuple[str, str], Storage] = {
     ("gguf", "f32"): Storage("f32", "f32", "f32", True, 2, _LLAMA),
     ("gguf", "f16"): Storage("f16", "f16", "f16", True, 2, _LLAMA),
@@ -57,7 +59,7 @@ STORAGE: Mapping[tuple[str, str], Storage] = {
     ("onnx", "int4"): Storage(5.0, 9.0, 32.0, True, 4, _GENAI),
     ("onnx", "int4_k"): Storage(5.125, 9.25, 32.0, True, 4, f"{_GENAI} and a zero point"),
     ("executorch", "fp32"): Storage(32.0, 32.0, 32.0, False, 4, "XNNPACK: head and embedding apart"),
-    ("executorch", "8da4w"): Storage(4.5, 8.0, 8.0, False, 4, _XNNPACK),
+    ("executorch", "8da4w"): Storage(4.5, 8.0, 8.0, False, 4, _XNNPACK, row_scale=32.0),
 }
 EXECUTORCH_CONTEXT = 4096  # the program's cache is allocated whole; an export without `context` has this many positions
 
@@ -162,10 +164,10 @@ def model_size(facts: ModelFacts, target: str, quant: str) -> Size | None:
         bits = _bits("q6_k" if matrix.name in more else stored.layers, matrix.row)
         whole += matrix.elements * bits
         read += matrix.elements * bits * (facts.expert_share if matrix.expert else 1.0)
-    head = facts.vocab * facts.width * _bits(stored.head, facts.width)
+    head = facts.vocab * (facts.width * _bits(stored.head, facts.width) + stored.row_scale)
     row = 0.0
     if not (facts.tied and stored.shared):
-        row = facts.width * _bits(stored.table, facts.width)
+        row = facts.width * _bits(stored.table, facts.width) + stored.row_scale
     total = whole + head + facts.vocab * row + facts.kept * 32
     mean = total / max(facts.parameters, 1)
     how = f"{facts.parameters:,} weights at {mean:.2f} bits on average ({stored.source})"

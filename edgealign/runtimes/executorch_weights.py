@@ -82,17 +82,20 @@ def stored_weights(
 
 
 def count_token_bytes(file: Path) -> int:
-    """Bytes of weights that one decoded token reads: every constant of `forward`, and one row of the embedding."""
+    """Bytes of weights that one decoded token reads: every constant of `forward`, and one row of the embedding
+    and of its scales."""
     program, plan, _ = _open(file)
     sizes: dict[str, int] = {}
     for delegate in plan.delegates:
         for entry in _read_graph(_payload(program, delegate))["constant_data"]:
             sizes[entry.get("named_key", "")] = int(entry.get("size", 0))
     total = sum(sizes.values())
-    for _, tensor in _plain_constants(plan):
-        count = math.prod(tensor.sizes) * (4 if int(tensor.scalar_type) == FLOAT else 1)
-        lookup = len(tensor.sizes) == 2 and tensor.sizes[0] > tensor.sizes[1]
-        total += count // tensor.sizes[0] if lookup else count
+    plain = [(tuple(tensor.sizes), int(tensor.scalar_type)) for _, tensor in _plain_constants(plan)]
+    tables = {shape[0] for shape, kind in plain if kind == BYTE and len(shape) == 2}
+    for shape, kind in plain:
+        count = math.prod(shape) * (4 if kind == FLOAT else 1)
+        lookup = (len(shape) == 2 and shape[0] > shape[1]) or (len(shape) == 1 and shape[0] in tables)
+        total += count // shape[0] if lookup else count
     return total
 
 
