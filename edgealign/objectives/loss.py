@@ -1,65 +1,40 @@
-"""The parts of a preference objective, as pure functions of log-probabilities, and how they make a loss.
+"""A named objective on a batch of pairs: its parts put together, and what a run logs.
 
-    delta = reduce(policy chosen - ref chosen) - reduce(policy rejected - ref rejected)
-    loss  = pair_term(delta, beta)
+    found = pair_loss(find("ln_dpo"), policy, reference)
+    found.loss                # (P,)
+    pair_loss(find("lcpo_latent"), policy, reference, columns={"user": users}, state=found.state)
 
-The tables below hold the parts; `table.OBJECTIVES` holds the combinations that have a name.
 Shape legend: P pairs, S = 2 P sequences in the order chosen, rejected; L longest sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from edgealign.errors import RecipeError
+from edgealign.objectives.absolute import ABSOLUTE
+from edgealign.objectives.contrast import CONTRASTS
+from edgealign.objectives.pairs import Pairs, State
+from edgealign.objectives.reduce import (
+    REDUCERS,
+    REFERENCES,
+    Columns,
+    Settings,
+    column,
+    frozen_reference,
+    mean_tokens,
+    same_tokens,
+    sum_tokens,
+)  # fmt: skip
 from edgealign.objectives.scores import Scores, split_pairs
-from edgealign.objectives.table import Objective, check_beta
+from edgealign.objectives.states import STATES
+from edgealign.objectives.table import Objective, check_beta, read_settings
+from edgealign.objectives.terms import INPUTS, MARGINS, PAIR_TERMS, WEIGHTS
 
 TIE_NATS = 1e-4  # less than this is rounding: the same model in forward passes of another size differs by as much
-
-Reducer = Callable[[Tensor, Tensor], Tensor]
-Reference = Callable[[Scores, "Scores | None"], Tensor]
-PairTerm = Callable[[Tensor, float], Tensor]
-
-
-def sum_tokens(values: Tensor, mask: Tensor) -> Tensor:
-    """(S, L) -> (S,): summed over the tokens of a sequence."""
-    return (values * mask).sum(-1)
-
-
-def mean_tokens(values: Tensor, mask: Tensor) -> Tensor:
-    """(S, L) -> (S,): averaged over the tokens of a sequence; an empty sequence has value 0."""
-    return sum_tokens(values, mask) / mask.sum(-1).clamp(min=1)
-
-
-def no_reference(policy: Scores, reference: Scores | None) -> Tensor:
-    """(S, L) log-probabilities of the policy alone."""
-    del reference
-    return policy.values
-
-
-def frozen_reference(policy: Scores, reference: Scores | None) -> Tensor:
-    """(S, L) log pi/pi_ref per token, against scores taken before training."""
-    if reference is None:
-        raise RecipeError("reference", "this objective compares with a reference model", "give its log-probabilities")
-    if reference.values.shape != policy.values.shape or not bool((reference.mask == policy.mask).all()):
-        raise ValueError("policy and reference scores belong to different tokens")
-    return policy.values - reference.values.detach()
-
-
-def logistic(delta: Tensor, beta: float) -> Tensor:
-    """(P,) -log sigmoid(beta delta), the Bradley-Terry negative log-likelihood (DPO eq. 7)."""
-    return -torch.nn.functional.logsigmoid(beta * delta)
-
-
-REDUCERS: Mapping[str, Reducer] = MappingProxyType({"sum": sum_tokens, "mean": mean_tokens})
-REFERENCES: Mapping[str, Reference] = MappingProxyType({"none": no_reference, "frozen": frozen_reference})
-PAIR_TERMS: Mapping[str, PairTerm] = MappingProxyType({"logistic": logistic})
 
 
 @dataclass(frozen=True)
@@ -67,34 +42,73 @@ class PairLoss:
     """Per-pair values of one batch."""
 
     loss: Tensor  # (P,) differentiable
-    delta: Tensor  # (P,) differentiable: what the pair term saw, before beta
+    delta: Tensor  # (P,) differentiable: chosen minus rejected in the objective's reduction, before beta
+    state: State  # for the next batch; empty for most objectives
 
 
 def pair_loss(
-    objective: Objective, policy: Scores, reference: Scores | None = None, *, beta: float | None = None
+    objective: Objective,
+    policy: Scores,
+    reference: Scores | None = None,
+    *,
+    beta: float | None = None,
+    settings: Settings | None = None,
+    columns: Columns | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> PairLoss:
-    """Loss per pair; `policy` and `reference` hold S = 2 P sequences, chosen before rejected, pair after pair."""
+    """Loss per pair; `policy` and `reference` hold S = 2 P sequences, chosen before rejected, pair after pair.
+
+    Args:
+        settings: numbers of the objective that are to be other ones than its defaults.
+        columns: what else the rows hold, as the objective's `columns` say.
+        state: what `pair_loss` returned for the batch before.
+
+    Raises:
+        RecipeError: a number cannot be, or the reference or a column is missing.
+    """
     beta = check_beta(objective, beta)
+    if objective.is_list:
+        raise ValueError(f"{objective.key} is an objective of lists: lists.list_loss")
     if policy.values.shape[0] % 2:
         raise ValueError(f"{policy.values.shape[0]} sequences do not make pairs")
-    ratios = Scores(REFERENCES[objective.reference](policy, reference), policy.mask)
-    chosen, rejected = split_pairs(ratios)
-    reduce = REDUCERS[objective.reduction]
-    delta = reduce(chosen.values, chosen.mask) - reduce(rejected.values, rejected.mask)
-    return PairLoss(PAIR_TERMS[objective.pair_term](delta, beta), delta)
+    numbers, given = read_settings(objective, settings), columns or {}
+    for name in objective.columns:
+        if name != "rejected_prompt":  # that one is in the tokens already
+            column(given, name)
+    if objective.needs_reference:
+        same_tokens(policy, reference)
+    ratios = Scores(REFERENCES[objective.reference](policy, reference, given, numbers), policy.mask)
+    values = REDUCERS[objective.reduction](ratios, given, numbers)
+    pairs = Pairs(values[0::2], values[1::2], policy, reference, given, beta, numbers, dict(state or {}))
+    x = INPUTS[objective.input](pairs) - MARGINS[objective.margin](pairs).detach()
+    loss = torch.zeros_like(pairs.chosen)
+    if objective.pair_term is not None:
+        loss = loss + numbers["omega"] * WEIGHTS[objective.weight](PAIR_TERMS[objective.pair_term], x, pairs)
+    if objective.contrast is not None:
+        loss = loss + numbers["omega"] * CONTRASTS[objective.contrast](pairs)
+    for name, _ in objective.absolute:
+        if numbers[f"weight_{name}"]:
+            loss = loss + numbers[f"weight_{name}"] * ABSOLUTE[name](pairs)
+    return PairLoss(loss, pairs.delta, _next_state(objective, pairs, x))
+
+
+def _next_state(objective: Objective, pairs: Pairs, x: Tensor) -> State:
+    if objective.state is None:
+        return {}
+    return STATES[objective.state](pairs, objective.pair_term or "logistic", x.detach())
 
 
 def pair_metrics(objective: Objective, policy: Scores, reference: Scores | None) -> dict[str, Tensor]:
     """What a run logs, each (P,) and detached: margins, hits, lengths and a KL estimate.
 
     Margins come both summed and per token, because they can disagree: a longer completion has larger sums.
-    `hit` ranks by log-ratios against the reference, `hit_free` by the policy alone, both in the objective's own
-    reduction (a margin below TIE_NATS is half a hit, so that an untrained model scores one half). `kl` is the k3
-    estimator, mean over tokens of exp(-r) - 1 + r with r = log pi/pi_ref (Schulman 2020). It is unbiased for
-    tokens drawn from pi; these come from the data, so read it as a gauge of drift.
+    `hit` ranks by log-ratios against the reference, `hit_free` by the policy alone, averaged where the objective
+    averages and summed else (a margin below TIE_NATS is half a hit, so that an untrained model scores one half).
+    `kl` is the k3 estimator, mean over tokens of exp(-r) - 1 + r with r = log pi/pi_ref (Schulman 2020). It is
+    unbiased for tokens drawn from pi; these come from the data, so read it as a gauge of drift.
     """
     policy = policy.detach()
-    reduce = REDUCERS[objective.reduction]
+    reduce = mean_tokens if objective.per_token else sum_tokens
     chosen, rejected = split_pairs(policy)
     metrics = {
         "hit_free": _hits(reduce(chosen.values, chosen.mask) - reduce(rejected.values, rejected.mask)),
@@ -108,7 +122,7 @@ def pair_metrics(objective: Objective, policy: Scores, reference: Scores | None)
         ratio_w, ratio_l = split_pairs(ratios)
         for name, part in (("sum", sum_tokens), ("mean", mean_tokens)):
             metrics[f"margin_{name}"] = part(ratio_w.values, ratio_w.mask) - part(ratio_l.values, ratio_l.mask)
-        metrics["hit"] = _hits(metrics[f"margin_{objective.reduction}"])
+        metrics["hit"] = _hits(metrics["margin_mean" if objective.per_token else "margin_sum"])
         metrics["ratio_chosen"] = mean_tokens(ratio_w.values, ratio_w.mask)
         k3 = torch.expm1(-ratios.values) + ratios.values
         both = mean_tokens(k3, ratios.mask)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgealign.objectives.loss import mean_tokens
+from edgealign.objectives.reduce import mean_tokens
 from edgealign.objectives.scores import Scores
 
 

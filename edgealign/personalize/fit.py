@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from edgealign.errors import CheckFailed
-from edgealign.objectives.loss import mean_tokens, pair_loss
+from edgealign.objectives.loss import pair_loss
+from edgealign.objectives.reduce import mean_tokens
 from edgealign.objectives.scores import Ragged, pad_ragged
 from edgealign.objectives.table import Objective
 from edgealign.personalize.anchor import anchor_loss

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import TrainerCallback
 
 from edgealign.artifact import write_atomic
@@ -23,6 +25,7 @@ from edgealign.errors import OutputError
 
 MARKER = "complete"
 PREFIX = "checkpoint-"
+STATE = "task_state.safetensors"
 DISK_FULL_SIGNS = ("No space left", "os error 28", "PytorchStreamWriter failed", "inline_container.cc")
 WORTH_KEEPING_S = 20.0  # a run shorter than this is repeated rather than saved at its end
 
@@ -37,6 +40,13 @@ def newest_complete(work: Path) -> Path | None:
         elif best is None or int(step) > best[0]:
             best = (int(step), folder)
     return None if best is None else best[1]
+
+
+def read_state(checkpoint: Path) -> dict[str, Tensor]:
+    """What the task remembered; nothing for most."""
+    file = checkpoint / STATE
+    found: dict[str, Tensor] = load_file(file) if file.is_file() else {}
+    return found
 
 
 def mark_complete(folder: Path) -> None:
@@ -69,10 +79,16 @@ def full_disk(out: Path) -> Iterator[None]:
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Asks the trainer for a checkpoint when one is due, and marks it once it is whole."""
+    """Asks the trainer for a checkpoint when one is due, and marks it once it is whole.
 
-    def __init__(self, work: Path, *, every_s: float, every_steps: int) -> None:
-        self.work, self.every_s, self.every_steps = work, every_s, every_steps
+    Args:
+        state: what the task remembers besides the weights; written into every checkpoint.
+    """
+
+    def __init__(
+        self, work: Path, *, every_s: float, every_steps: int, state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.work, self.every_s, self.every_steps, self.state = work, every_s, every_steps, state
         self.started_s = self.saved_s = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -87,5 +103,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.state:
+            save_file(dict(self.state), self.work / f"{PREFIX}{state.global_step}" / STATE)
         mark_complete(self.work / f"{PREFIX}{state.global_step}")
         self.saved_s = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,9 @@ def _encode_documents(tokenizer: Any, part: Loaded, max_tokens: int) -> Encoding
 def _encode_pairs(tokenizer: Any, part: Loaded, max_tokens: int) -> Encoding:
     rows: Any = part.rows
     encoded = encode_pairs(tokenizer, rows, max_tokens=max_tokens)
-    return [pair(*row) for row in encoded.rows], list(encoded.kept), encoded.cut, list(encoded.refused)
+    facts = [{"margin": rows[place].margin, "user": rows[place].user_id} for place in encoded.kept]
+    trees = [replace(pair(*row), facts=each) for row, each in zip(encoded.rows, facts, strict=True)]
+    return trees, list(encoded.kept), encoded.cut, list(encoded.refused)
 
 
 def _report(part: Loaded, trees: Sequence[Tree], cut: int, refused: Sequence[tuple[int, str]], max_tokens: int) -> None:

@@ -19,8 +19,8 @@ batch, S sequences.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Tree:
-    """One training example: segments in an order in which parents come before their children."""
+    """One training example: segments in an order in which parents come before their children.
+
+    `facts`: what else its row says that an objective may read (`margin`, `user`).
+    """
 
     segments: tuple[Segment, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def n_tokens(self) -> int:

@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from edgealign.artifact import Artifact
-from edgealign.objectives.table import check_beta, find
+from edgealign.errors import InputError, UsageError
+from edgealign.objectives.table import Objective, check_beta, find, parse_settings, read_settings
 from edgealign.progress import say
+from edgealign.train import processes
 from edgealign.train.curves import PREFERENCE_PANELS
 from edgealign.train.examples import load_pairs
 from edgealign.train.layout import Tree
@@ -36,31 +40,51 @@ def run(
         valid: files to evaluate on; none holds back `recipe.valid_fraction` of the prompts in `data`.
 
     Raises:
-        RecipeError: beta is on the scale of another reduction.
-        InputError: data or model cannot be used.
+        RecipeError: beta is on the scale of another reduction, or a setting cannot be.
+        InputError: data or model cannot be used; the objective reads a column that rows lack.
         CheckFailed: the loss stopped being a number.
         OutputError: `out` exists or cannot be written.
     """
     objective = find(recipe.objective)
     beta = check_beta(objective, recipe.beta)
+    settings = parse_settings(recipe.settings)
+    read_settings(objective, settings)
+    if objective.state and processes.count() > 1:
+        reason = "remembers its batches, and each process would remember others"
+        raise UsageError(objective.key, reason, "train it in one process")
+    state: dict[str, Tensor] = {}  # one for training and evaluation
+    users: dict[str, None] = {}
 
     def make_task(base: Base, trees: Sequence[Tree]) -> PreferenceTask:
         reference = None
+        _require_facts(objective, trees)
+        users.update(dict.fromkeys(str(tree.facts["user"]) for tree in trees if "user" in objective.columns))
         if objective.needs_reference:
             reference = reference_scores(
                 base.model, trees, base.passes, model_digest=base.artifact.digest, template_hash=base.template_hash
             )
-        return PreferenceTask(trees, objective, beta, reference)
+        return PreferenceTask(trees, objective, beta, reference, settings, tuple(users), state)
 
     plan = Plan(
         name="dpo",
         load_examples=lambda tokenizer: load_pairs(list(data), tokenizer, recipe, valid=list(valid)),
         make_task=make_task,
         panels=PREFERENCE_PANELS,
-        facts={"objective": objective.key, "beta": beta, "citation": objective.citation},
+        facts={"objective": objective.key, "beta": beta, "citation": objective.citation,
+               "formula": f"{objective.formula} ({objective.confidence})"},
         review=warn_falling_chosen,
     )
     return run_stage(plan, recipe, model=model, out=out)
+
+
+def _require_facts(objective: Objective, trees: Sequence[Tree]) -> None:
+    """Rows must say what the objective reads."""
+    for name in objective.columns:
+        missing = sum(tree.facts.get(name) is None for tree in trees)
+        if missing:
+            column = {"user": "user_id"}.get(name, name)
+            reason = f"is missing in {missing} of {len(trees)} pairs, and {objective.key} reads it"
+            raise InputError(column, reason, "add the column, or map it: --map THEIRS=" + column)
 
 
 def warn_falling_chosen(result: Fit) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgealign.objectives.table import names as objective_names
+from edgealign.objectives.table import trainable
 from edgealign.recipe import option
 
 _LFM2 = "LFM2 report, arXiv 2511.23404"
@@ -173,11 +173,14 @@ class PreferenceRecipe(TrainRecipe):
     """Preference training on pairs."""
 
     objective: str = option(
-        "ln_dpo", choices=objective_names(), help="the loss", source="arXiv 2407.15229; Tulu 3 dpo_norm"
+        "ln_dpo", choices=trainable(), help="the loss", source="arXiv 2407.15229; Tulu 3 dpo_norm"
     )
     beta: float | None = option(
         None, gt=0.0, help="strength; none: the objective's own. One on the scale of another reduction is refused",
         source="5 for ln_dpo: Tulu 3 and LFM2 report table 5; 0.1 for dpo",
+    )
+    settings: tuple[str, ...] = option(
+        (), help="other numbers of the objective, each as name=number; docs/objectives.md has their names and defaults"
     )
 
     @property

@@ -9,8 +9,8 @@ Shape legend: N learned tokens of the examples at hand, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -67,12 +67,18 @@ class PerToken:
 
 @dataclass(frozen=True)
 class PreferenceTask:
-    """A preference objective on pairs; every tree has the sequences chosen and rejected."""
+    """A preference objective on pairs; every tree has the sequences chosen and rejected.
+
+    `state` is what an objective remembers of its batches: training replaces its values, evaluation reads them.
+    """
 
     trees: Sequence[Tree]
     objective: Objective
     beta: float
     reference: PerToken | None
+    settings: Mapping[str, float] = field(default_factory=dict)
+    users: tuple[str, ...] = ()  # the number of a user is its place here
+    state: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, index: int) -> int:
         return 1
@@ -83,6 +89,21 @@ class PreferenceTask:
         if self.reference is not None:
             values = self.reference.take(indices).to(logps.device)
             reference = pad_ragged(Ragged(values, batch.sequence, batch.lengths))
-        result = pair_loss(self.objective, policy, reference, beta=self.beta)
+        result = pair_loss(
+            self.objective, policy, reference, beta=self.beta, settings=self.settings, state=self.state,
+            columns=self._columns(indices),
+        )  # fmt: skip
+        if torch.is_grad_enabled():
+            self.state.update(result.state)
         metrics = pair_metrics(self.objective, policy, reference)
         return result.loss.sum(), {name: float(value.sum()) for name, value in metrics.items()}
+
+    def _columns(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """What the rows of these pairs say, of what the objective reads."""
+        facts = [self.trees[i].facts for i in indices]
+        columns: dict[str, Tensor] = {}
+        if "margin" in self.objective.columns:
+            columns["margin"] = torch.tensor([float(each["margin"]) for each in facts])
+        if "user" in self.objective.columns:
+            columns["user"] = torch.tensor([self.users.index(each["user"]) for each in facts])
+        return columns

@@ -30,7 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from edgealign.errors import CheckFailed
 from edgealign.progress import bar, is_first_process, say
 from edgealign.train import processes
-from edgealign.train.checkpoints import CheckpointCallback, newest_complete
+from edgealign.train.checkpoints import CheckpointCallback, newest_complete, read_state
 from edgealign.train.history import HistoryCallback, history_steps
 from edgealign.train.log import LogCallback, step_rows
 from edgealign.train.logprobs import compiled
@@ -98,7 +98,13 @@ def fit(
     checkpoint = newest_complete(work)
     with bar(total=len(steps), label="training") as advance:
         log = LogCallback(work, advance)
-        saver = CheckpointCallback(work, every_s=recipe.save_every_s, every_steps=recipe.save_every_steps)
+        state = getattr(task, "state", None)  # of a preference objective that remembers its batches
+        if state is not None:
+            state.clear()
+            state.update(read_state(checkpoint) if checkpoint is not None else {})
+        saver = CheckpointCallback(
+            work, every_s=recipe.save_every_s, every_steps=recipe.save_every_steps, state=state
+        )
         callbacks: list[Any] = [log, saver]
         if held_out is not None and (every := history_steps(recipe)):
             callbacks.insert(0, HistoryCallback(work, every, lambda: evaluate(model, held_out, passes, label="")))

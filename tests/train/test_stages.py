@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from edgealign.artifact import open_artifact
 from edgealign.data.encode import template_hash
+from edgealign.errors import InputError, RecipeError
 from edgealign.models.load import load_model, load_tokenizer
 from edgealign.train import preference, reference, sft, stage
 from edgealign.train.recipes import PreferenceRecipe, SftRecipe
@@ -102,6 +103,32 @@ def test_preference_training_ranks_held_out_pairs_better(objective, lora, tiny_m
     assert made.meta["objective"] == objective
     assert made.meta["beta"] == {"ln_dpo": 5.0, "dpo": 0.1}[objective]
     assert (made.meta["trained_parameters"] < made.meta["parameters"]) == lora
+
+
+@pytest.mark.parametrize(
+    ("objective", "columns", "settings"),
+    [("lcpo_latent", {"user_id": "ann"}, ("eta=0.8",)), ("modpo", {"margin": 0.5}, ("w=0.7",)), ("simpo", {}, ())],
+)
+def test_objectives_read_the_columns_of_pairs_and_take_settings(objective, columns, settings, tiny_model, tmp_path):
+    rows = [{"prompt": f"Say {i}.", "chosen": f"It is {i}.", "rejected": f"No {i}, no!", **columns} for i in range(24)]
+    recipe = PreferenceRecipe(**SMALL, epochs=2, objective=objective, settings=settings, learning_rate=5e-4)
+    made = preference.run(recipe, model=tiny_model, data=[write(tmp_path / "p.jsonl", rows)], out=tmp_path / "out")
+    assert made.meta["objective"] == objective
+    assert made.meta["after"]["hit_free"] > made.meta["before"]["hit_free"] - 1e-9
+    assert made.meta["after"]["loss"] < made.meta["before"]["loss"]
+
+
+def test_a_column_that_an_objective_reads_must_be_in_every_row(tiny_model, tmp_path):
+    rows = [{"prompt": f"Say {i}.", "chosen": "Yes.", "rejected": "No!", **({"margin": 1.0} if i else {})}
+            for i in range(24)]  # fmt: skip
+    data = [write(tmp_path / "p.jsonl", rows)]
+    recipe = PreferenceRecipe(**{**SMALL, "valid_fraction": 0.0}, objective="modpo")
+    with pytest.raises(InputError, match=r"margin: is missing in 1 of .* pairs, and modpo reads it; add the column"):
+        preference.run(recipe, model=tiny_model, data=data, out=tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"gamma: is no setting of modpo"):
+        preference.run(PreferenceRecipe(**SMALL, objective="modpo", settings=("gamma=1",)), model=tiny_model,
+                       data=data, out=tmp_path / "out")  # fmt: skip
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_lora_is_merged_into_the_published_weights(tiny_model, pairs, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -38,6 +39,16 @@ def pairs(lfm2, tokens):
     trees = [pair(tokens(3), tokens(n), tokens(8 - n)) for n in (1, 2, 3, 4, 5, 6)]
     reference = PerToken.of(score(lfm2, trees, passes_of(lfm2)), trees)
     return PreferenceTask(trees, find("ln_dpo"), 5.0, reference)
+
+
+@pytest.fixture
+def labelled(lfm2, tokens):
+    """Pairs of two annotators, for an objective that remembers how reliable each is."""
+    trees = [
+        replace(pair(tokens(3), tokens(n), tokens(8 - n)), facts={"user": "ab"[n % 2]}) for n in (1, 2, 3, 4, 5, 6)
+    ]
+    reference = PerToken.of(score(lfm2, trees, passes_of(lfm2)), trees)
+    return PreferenceTask(trees, find("lcpo_latent"), 0.1, reference, users=("a", "b"))
 
 
 def recipe_for(task, **options):
@@ -147,7 +158,7 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(AlignTrainer, "training_step", patched)
 
 
-@pytest.mark.parametrize("which", ["documents", "pairs"])
+@pytest.mark.parametrize("which", ["documents", "pairs", "labelled"])
 def test_a_resumed_run_ends_with_the_same_bits(which, lfm2, tmp_path, monkeypatch, request):
     task = request.getfixturevalue(which)
     recipe = recipe_for(task, epochs=4, save_every_steps=3)
@@ -165,6 +176,16 @@ def test_a_resumed_run_ends_with_the_same_bits(which, lfm2, tmp_path, monkeypatc
     assert timeless == [{k: v for k, v in row.items() if k != "tok_per_s"} for row in wanted.rows]
     logged = [json.loads(line) for line in (tmp_path / "cut" / LOG_FILE).read_text().splitlines()]
     assert [row["step"] for row in logged] == list(range(1, 9))
+    if which == "labelled":
+        assert (tmp_path / "cut" / "checkpoint-6" / "task_state.safetensors").is_file()
+        assert task.state["eta"].tolist() != pytest.approx([0.9, 0.9], abs=1e-3)
+
+
+def test_evaluation_leaves_what_an_objective_remembers_alone(lfm2, labelled, tmp_path):
+    fit(copy.deepcopy(lfm2), labelled, recipe_for(labelled), passes=passes_of(lfm2), work=tmp_path)
+    before = {name: value.clone() for name, value in labelled.state.items()}
+    evaluate(lfm2, labelled, passes_of(lfm2))
+    assert all(torch.equal(before[name], value) for name, value in labelled.state.items())
 
 
 def test_only_a_checkpoint_with_its_marker_counts(tmp_path):
