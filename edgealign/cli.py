@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edgealign import __version__, cli_advise, cli_bench, cli_chat, cli_data, cli_eval, cli_options, stages
+from edgealign import __version__, cli_advise, cli_bench, cli_chat, cli_data, cli_eval, cli_options, cli_pairs, stages
 from edgealign.cli_options import (
     AdapterOption,
     ConfigOption,
@@ -40,6 +40,8 @@ config_app = typer.Typer(help="Print what can be configured.", no_args_is_help=T
 app.add_typer(cli_data.app, name="data")
 app.add_typer(config_app, name="config")
 app.add_typer(cli_eval.app, name="eval")
+app.add_typer(cli_pairs.app, name="pairs")
+app.command("reward")(cli_pairs.reward)
 app.add_typer(
     cli_bench.app, name="bench", help="Measure prefill, decode, time to first token, load, memory and adapter swap."
 )

@@ -1,4 +1,4 @@
-"""`edgealign eval personalization | language | chat`: the reports on alignment, language and conversation."""
+"""`edgealign eval personalization | language | chat | preferences`: reports on alignment, language, conversation."""
 
 from __future__ import annotations
 
@@ -102,4 +102,26 @@ def chat(
     """Forty fixed prompts: does it end its turn, keep to a story, follow a style, and say the same once exported?"""
     cli_options.run_stage(
         "eval_chat", overrides, config, dry_run, json, model=model, bundles=bundle or [], data=data or [], out=out
+    )
+
+
+@app.command()
+@takes_recipe("eval_preferences")
+def preferences(
+    *,
+    model: Annotated[list[str], typer.Option("--model", help="NAME=DIR; the first is what others are compared with")],
+    data: Annotated[list[str], typer.Option("--data", help="held-out preference pairs; repeatable")],
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="rule:NAME, reward:DIR, or the URL of an endpoint")
+    ] = None,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Ranking accuracy and displacement on held-out pairs; with a judge, win rates with length taken out."""
+    models = cli_options.pairs(model, "--model", "NAME=DIR")
+    cli_options.run_stage(
+        "eval_preferences", overrides, config, dry_run, json, models=models, data=data, judge=judge, out=out
     )

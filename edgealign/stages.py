@@ -31,6 +31,8 @@ STAGES: dict[str, Stage] = {
     "distill": Stage("model", "next-token training of a student with a larger teacher's top tokens beside the text"),
     "sft": Stage("model", "supervised fine-tuning on conversations or text"),
     "dpo": Stage("model", "preference training, length-normalised by default"),
+    "reward": Stage("basis", "a linear judge on a model's frozen states, fitted to preference pairs"),
+    "pairs": Stage("dataset", "a model's own answers, judged: the best against the worst"),
     "merge": Stage("model", "merge models of one base, or an adapter into its base"),
     "personalize": Stage("adapter", "fit one user's adapter from a few choices"),
     "export": Stage("bundle", "convert model and adapters for a runtime, verified before it is published"),
@@ -39,6 +41,7 @@ STAGES: dict[str, Stage] = {
     "advise": Stage("report", "which target, quantisation and adapter carrier fit a device; measured or predicted"),
     "eval": Stage("report", "do the adapters move answers in their users' direction? in torch and as shipped"),
     "eval_language": Stage("report", "how well do models predict held-out text? beside n-gram models of the same text"),
+    "eval_preferences": Stage("report", "how well models rank held-out pairs, and how their answers are judged"),
     "eval_chat": Stage("report", "forty fixed prompts: ends turns, keeps to a story, follows a style, same as shipped"),
 }
 
@@ -55,6 +58,8 @@ RECIPES = Registry(
         "distill": "edgealign.train.recipes:DistillRecipe",
         "sft": "edgealign.train.recipes:SftRecipe",
         "dpo": "edgealign.train.recipes:PreferenceRecipe",
+        "reward": "edgealign.judges.recipes:RewardRecipe",
+        "pairs": "edgealign.judges.recipes:SampleRecipe",
         "merge": "edgealign.train.merge_recipe:MergeRecipe",
         "personalize": "edgealign.personalize.recipes:LoraRecipe",
         "export": "edgealign.export_recipes:ExportRecipe",
@@ -63,6 +68,7 @@ RECIPES = Registry(
         "advise": "edgealign.advise.recipes:AdviceRecipe",
         "eval": "edgealign.personalize.evaluate_recipe:EvaluateRecipe",
         "eval_language": "edgealign.evaluate.recipes:LanguageRecipe",
+        "eval_preferences": "edgealign.evaluate.recipes:PreferencesRecipe",
         "eval_chat": "edgealign.evaluate.recipes:ChatRecipe",
     },
 )
@@ -80,6 +86,8 @@ RUNNERS = Registry(
         "distill": "edgealign.train.distill:run",
         "sft": "edgealign.train.sft:run",
         "dpo": "edgealign.train.preference:run",
+        "reward": "edgealign.judges.reward:run",
+        "pairs": "edgealign.judges.sample:run",
         "merge": "edgealign.train.merge:run",
         "personalize": "edgealign.personalize.lora:run",
         "export": "edgealign.targets:run",
@@ -88,6 +96,7 @@ RUNNERS = Registry(
         "advise": "edgealign.advise.run:run",
         "eval": "edgealign.personalize.evaluate:run",
         "eval_language": "edgealign.evaluate.language:run",
+        "eval_preferences": "edgealign.evaluate.preferences:run",
         "eval_chat": "edgealign.evaluate.chat:run",
     },
 )

@@ -1,4 +1,4 @@
-"""The knobs of `edgealign eval language` and `edgealign eval chat`."""
+"""The knobs of `edgealign eval language | chat | preferences`."""
 
 from __future__ import annotations
 
@@ -60,3 +60,19 @@ class ChatRecipe:
     bootstrap: int = option(2000, ge=100, help="resamples of the prompts for the 95 % intervals")
     threads: int = option(2, ge=1, help="CPU threads")
     seed: int = option(0, ge=0, help="of sampling and resampling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencesRecipe:
+    """Ranking of held-out pairs, and judged answers to their prompts."""
+
+    limit: int = option(1000, ge=2, unit="pairs", help="held-out pairs to rank, at most")
+    prompts: int = option(100, ge=2, unit="prompts", help="prompts to answer, at most; with a judge")
+    max_new_tokens: int = option(128, ge=8, unit="tokens", help="longest answer")
+    skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
+    max_tokens: int = option(1024, ge=8, unit="tokens", help="longest pair")
+    bootstrap: int = option(1000, ge=100, help="resamples of pairs and prompts for the 95 % intervals")
+    precision: str = option("float32", choices=("auto", "float32", "bfloat16"), help="of the models' arithmetic")
+    tokens_per_pass: int = option(4096, ge=16, unit="tokens", help="tokens in one forward pass")
+    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    seed: int = option(0, ge=0, help="of resampling")

@@ -1,0 +1,169 @@
+"""On-policy pairs: a model's own answers to given prompts, judged; the best against the worst.
+
+    edgealign pairs sample --model M --data prompts.jsonl --judge reward:HEAD --out DIR
+
+As the LFM2 report is said to do it (arXiv 2511.23404): N drawn answers a prompt; the data's own answers are candidates
+too, one of a conversation, both of a pair; the highest number is chosen, the lowest rejected. Where numbers are equal
+the model's own answer is taken, on both sides. A prompt whose best and worst are equally good gives no pair. Answers
+that were cut, or hold a control token, are no candidates. Every pair keeps its gap as `margin`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgealign.artifact import Artifact, file_input, open_artifact, open_model, publish, refuse_existing
+from edgealign.data.encode import encode_prompt
+from edgealign.data.forms import Conversation, Message, Pair, to_json
+from edgealign.data.read import read_all
+from edgealign.data.synthetic import write_jsonl
+from edgealign.data.template import end_of_turn_id, facts_of
+from edgealign.errors import InputError
+from edgealign.judges.judge import Judge, open_judge
+from edgealign.judges.recipes import SampleRecipe
+from edgealign.models.load import load_tokenizer
+from edgealign.progress import track
+from edgealign.runtimes.generate import generate
+from edgealign.runtimes.probe import usable_cores
+from edgealign.runtimes.recipes import Sampling
+from edgealign.runtimes.session import Session, open_session
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer, its number, and whether the model itself gave it."""
+
+    text: str
+    score: float
+    own: bool
+
+
+def run(
+    recipe: SampleRecipe,
+    *,
+    model: str | Path,
+    data: Sequence[str],
+    judge: str,
+    out: Path,
+    bundle: Path | None = None,
+) -> Artifact:
+    """Sample, judge, publish pairs.
+
+    Args:
+        judge: what `open_judge` reads.
+        bundle: an export of `model` to draw the answers with, in place of torch.
+
+    Raises:
+        InputError: the data have no prompts, or no prompt gave a pair.
+        UsageError: there is no such judge.
+    """
+    refuse_existing(Path(out))
+    source = open_model(model)
+    asked, inputs = [], [source.as_input("model")]
+    for loaded in read_all(list(data), mapping={}, skip_bad=None):
+        inputs.append(file_input("data", loaded.source, loaded.digest))
+        asked += [found for row in loaded.rows if (found := question(row))]
+    if not asked:
+        raise InputError(", ".join(map(str, data)), "has no prompts", "give conversations or pairs")
+    random.Random(recipe.seed).shuffle(asked)
+    asked = asked[: recipe.limit]
+    opened = open_judge(judge, threads=recipe.threads)
+    drawn = _draw(recipe, source.path, bundle, [prompt for prompt, _ in asked])
+    pairs, left_out = _judge(recipe, opened, asked, drawn)
+    opened.close()
+    if not pairs:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
+        raise InputError(f"{len(asked)} prompts", f"gave no pair ({reasons})", "more --samples, or another judge")
+    with publish(out, kind="dataset", format="jsonl", stage="pairs", recipe=recipe, inputs=inputs) as draft:
+        write_jsonl(draft.dir / "train.jsonl", [to_json(pair) for pair, _, _ in pairs])
+        draft.meta.update(
+            rows={"train.jsonl": len(pairs)}, left_out=dict(left_out), judge=opened.name,
+            own_chosen=sum(best.own for _, best, _ in pairs) / len(pairs),
+            own_rejected=sum(worst.own for _, _, worst in pairs) / len(pairs),
+        )  # fmt: skip
+    return open_artifact(out)
+
+
+def question(row: Any) -> tuple[tuple[Message, ...], tuple[str, ...]] | None:
+    """The conversation up to an answer, and the answers that the data have for it."""
+    if isinstance(row, Pair):
+        return row.prompt, (row.chosen, row.rejected)
+    if isinstance(row, Conversation):
+        for place in range(len(row.messages) - 1, 0, -1):
+            if row.messages[place].role == "assistant":
+                return row.messages[:place], (row.messages[place].content,)
+    return None
+
+
+def best_and_worst(candidates: Sequence[Candidate], *, margin: float = 0.0) -> tuple[Candidate, Candidate] | None:
+    """The pair to learn from; None where no two differ by more than `margin`. Ties go to the model's own answers."""
+    if len(candidates) < 2:
+        return None
+    best = max(candidates, key=lambda each: (each.score, each.own))
+    worst = min(candidates, key=lambda each: (each.score, not each.own))
+    if best.score <= worst.score or best.score - worst.score < margin or best.text == worst.text:
+        return None
+    return best, worst
+
+
+def _draw(
+    recipe: SampleRecipe, model: Path, bundle: Path | None, prompts: Sequence[tuple[Message, ...]]
+) -> list[list[str]]:
+    """The model's answers to each prompt, without those that were cut and without doubles."""
+    tokenizer = load_tokenizer(model)
+    session = open_session(bundle or model, threads=recipe.threads or usable_cores())
+    try:
+        return [
+            _answers(recipe, session, tokenizer, messages, recipe.seed * 1_000_003 + number)
+            for number, messages in enumerate(track(prompts, total=len(prompts), label="drawing answers"))
+        ]
+    finally:
+        session.close()
+
+
+def _answers(
+    recipe: SampleRecipe, session: Session, tokenizer: Any, messages: tuple[Message, ...], seed: int
+) -> list[str]:
+    ids, end = encode_prompt(tokenizer, messages, typed=True), end_of_turn_id(tokenizer)
+    found: dict[str, None] = {}
+    for number in range(recipe.samples):
+        session.reset()
+        sampling = Sampling(
+            temperature=recipe.temperature, min_p=recipe.min_p, max_tokens=recipe.max_new_tokens,
+            seed=seed * 97 + number,
+        )  # fmt: skip
+        said = generate(session, ids, sampling=sampling, stop={end})
+        text = str(tokenizer.decode(said.tokens)).strip()
+        if said.finish == "stop" and text and not facts_of(tokenizer).control.search(text):
+            found[text] = None
+    return list(found)
+
+
+def _judge(
+    recipe: SampleRecipe,
+    judge: Judge,
+    asked: Sequence[tuple[tuple[Message, ...], tuple[str, ...]]],
+    drawn: Sequence[Sequence[str]],
+) -> tuple[list[tuple[Pair, Candidate, Candidate]], Counter[str]]:
+    """All candidates are judged in one call: an endpoint and a reward head show their progress once."""
+    texts = [[*dict.fromkeys([*own, *given])] for own, (_, given) in zip(drawn, asked, strict=True)]
+    every = [(prompt, text) for (prompt, _), each in zip(asked, texts, strict=True) for text in each]
+    scores = iter(judge.scores(every))
+    pairs, left_out = [], Counter[str]()
+    for (prompt, _), each, own in zip(asked, texts, drawn, strict=True):
+        candidates = [Candidate(text, next(scores), text in own) for text in each]
+        if not own:
+            left_out["no answer of the model ended"] += 1
+            continue
+        found = best_and_worst(candidates, margin=recipe.margin)
+        if found is None:
+            left_out["equally good"] += 1
+            continue
+        best, worst = found
+        pairs.append((Pair(prompt, best.text, worst.text, margin=best.score - worst.score), best, worst))
+    return pairs, left_out
