@@ -37,7 +37,7 @@ def lower(model: Path, work: Path, *, rank: int, context: int, quant: str) -> No
     import executorch_lower
     from executorch_model import adaptable
 
-    from edgealign.runtimes.onnx_adapter import read_inputs
+    from edgealign.runtimes.lora_inputs import read_inputs
 
     started = time.perf_counter()
     if not (work / "inputs/model.pte").is_file():
@@ -141,7 +141,7 @@ def work_cell(job: dict[str, Any]) -> dict[str, Any]:
     from edgealign.bench.machine import peak_bytes
     from edgealign.runtimes.executorch_adapter import read_lora_executorch
     from edgealign.runtimes.executorch_session import _load_runtime
-    from edgealign.runtimes.onnx_adapter import read_inputs
+    from edgealign.runtimes.lora_inputs import read_inputs
 
     runtime, folder, variant = _load_runtime(job["threads"]), Path(job["folder"]), job["variant"]
     data = str(folder / "user.ptd") if variant == "constants" else None

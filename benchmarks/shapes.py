@@ -80,11 +80,11 @@ def prepare(name: str, args: argparse.Namespace) -> dict[str, Path]:
     model = work / "models" / name
     if not model.is_dir():
         say(f"{name}: {count:,} random weights")
-        _make("--init", name, "--model", str(model))
+        make("--init", name, "--model", str(model))
     for target in missing:
         say(f"{name}: exporting to {target}")
         shutil.rmtree(bundles[target], ignore_errors=True)  # of a run that was stopped before it wrote the cost down
-        made = _make(
+        made = make(
             "--model", str(model), "--target", target, "--quant", QUANT[target], "--context", str(context),
             "--out", str(bundles[target]),
         )  # fmt: skip
@@ -172,7 +172,7 @@ def _cells(block: Block, found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(entries.values())
 
 
-def _make(*arguments: str) -> dict[str, Any]:
+def make(*arguments: str) -> dict[str, Any]:
     """benchmarks/random_bundle.py in a process of its own, whose time and peak memory are its answer."""
     command = [sys.executable, str(PROGRAM), *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from edgealign.errors import EdgealignError, InputError, writing
 from edgealign.models.load import load_model, read_config
 from edgealign.runtimes.executorch_names import ADAPTED, FORWARD
-from edgealign.runtimes.onnx_adapter import INPUTS_FILE, LoraInput, Part, write_inputs
+from edgealign.runtimes.lora_inputs import INPUTS_FILE, LoraInput, Part, write_inputs
 from edgealign.runtimes.onnx_states import GRAPH_CONFIG, describe
 
 HEAD = "lm_head"

@@ -23,7 +23,7 @@ from executorch_model import Program, adaptable, build, round_weights
 
 from edgealign.models.load import load_tokenizer, read_config
 from edgealign.runtimes.executorch_names import ADAPTED, FORWARD, architecture
-from edgealign.runtimes.onnx_adapter import INPUTS_FILE, LoraInput, write_inputs
+from edgealign.runtimes.lora_inputs import INPUTS_FILE, LoraInput, write_inputs
 
 LARGEST_RANK = 256
 EXAMPLE_RANK, EXAMPLE_TOKENS = 4, 3

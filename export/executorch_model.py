@@ -31,7 +31,7 @@ from edgealign.errors import InputError
 from edgealign.models.load import load_model
 from edgealign.runtimes.executorch_names import ExecutorchArchitecture
 from edgealign.runtimes.gguf_names import rope_theta
-from edgealign.runtimes.onnx_adapter import LoraInput, Part
+from edgealign.runtimes.lora_inputs import LoraInput, Part
 
 GROUP = 32  # weights per scale in 8da4w; XNNPACK keeps the scales in bfloat16
 

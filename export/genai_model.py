@@ -24,7 +24,7 @@ import numpy as np
 
 from edgealign.errors import InputError
 from edgealign.models.load import check_safetensors, read_config
-from edgealign.runtimes.onnx_adapter import INPUTS_FILE, LoraInput, Part, write_inputs
+from edgealign.runtimes.lora_inputs import INPUTS_FILE, LoraInput, Part, write_inputs
 from edgealign.runtimes.onnx_names import LAYER_NODE, OnnxArchitecture, architecture
 
 MODEL_FILE, DATA_FILE, GENAI_CONFIG = "model.onnx", "model.onnx.data", "genai_config.json"

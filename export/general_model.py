@@ -22,7 +22,7 @@ from genai_model import DATA_FILE, MODEL_DIGEST, MODEL_FILE, add_lora_inputs, qu
 
 from edgealign.errors import EdgealignError, InputError, writing
 from edgealign.models.load import load_model, read_config
-from edgealign.runtimes.onnx_adapter import INPUTS_FILE, LoraInput, write_inputs
+from edgealign.runtimes.lora_inputs import INPUTS_FILE, LoraInput, write_inputs
 from edgealign.runtimes.onnx_names import LAYER_NODE, OnnxArchitecture
 from edgealign.runtimes.onnx_states import GRAPH_CONFIG, describe
 

@@ -30,7 +30,8 @@ from edgealign.artifact import Artifact, Check, Draft, open_artifact, publish, r
 from edgealign.errors import RecipeError, ToolMissing, UsageError
 from edgealign.export_recipes import ExportRecipe
 from edgealign.models.load import read_config
-from edgealign.runtimes.onnx_adapter import read_inputs, write_lora_onnx
+from edgealign.runtimes.lora_inputs import read_inputs
+from edgealign.runtimes.onnx_adapter import write_lora_onnx
 from edgealign.runtimes.onnx_names import ARCHITECTURES
 from edgealign.runtimes.onnx_states import read_description
 from edgealign.runtimes.session import Bundle

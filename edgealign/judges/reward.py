@@ -26,6 +26,7 @@ from edgealign.data.forms import Pair
 from edgealign.errors import ArtifactError, InputError
 from edgealign.judges.judge import Question
 from edgealign.judges.recipes import RewardRecipe
+from edgealign.models.builtin import NAMES, built_in
 from edgealign.models.load import load_model, load_tokenizer
 from edgealign.progress import track
 
@@ -126,6 +127,8 @@ def open_reward(path: str | Path, *, threads: int = 0, model: str | Path | None 
     hint = next(entry.hint for entry in artifact.manifest.inputs if entry.role == "model")
     place: str | Path = model or Path(os.path.normpath(artifact.path / hint))
     if not model and not Path(place).is_dir():
+        place = hint if hint in NAMES else place
+    if not model and built_in(place) is None and not Path(place).is_dir():
         raise InputError(path, "its model is not where it was", f"say where it is: reward:{path}@MODEL")
     source = open_model(place)
     if source.digest != artifact.meta["model_digest"]:

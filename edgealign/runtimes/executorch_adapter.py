@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from edgealign.errors import InputError, writing
 from edgealign.models.load import check_safetensors
+from edgealign.runtimes.lora_inputs import LoraInput, pack
 from edgealign.runtimes.lora_weights import read_lora
-from edgealign.runtimes.onnx_adapter import LoraInput, pack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ class ExecutorchAdapter:
 
 
 def write_lora_executorch(adapter: Path, out_file: Path, *, inputs: Sequence[LoraInput]) -> None:
-    """Convert an adapter directory for the program that has these inputs (`onnx_adapter.read_inputs`).
+    """Convert an adapter directory for the program that has these inputs (`lora_inputs.read_inputs`).
 
     Raises:
         ArtifactError, InputError: the adapter cannot be exported, with the reason.

@@ -12,7 +12,6 @@ Shape legend: V vocabulary, T tokens.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import warnings
@@ -24,12 +23,13 @@ import numpy as np
 
 from edgealign.artifact import MANIFEST, open_artifact
 from edgealign.errors import EdgealignError, InputError, ToolMissing
+from edgealign.runtimes.adapter_cache import AdapterCache, check_base
 from edgealign.runtimes.executorch_adapter import SMALLEST_RANK, read_lora_executorch
 from edgealign.runtimes.executorch_names import ADAPTED, FORWARD
-from edgealign.runtimes.executorch_states import EXPORT, open_states, require_room
-from edgealign.runtimes.onnx_adapter import read_inputs
+from edgealign.runtimes.executorch_states import EXPORT, open_states
+from edgealign.runtimes.lora_inputs import read_inputs
 from edgealign.runtimes.probe import usable_cores
-from edgealign.runtimes.session import read_bundle
+from edgealign.runtimes.session import check_tokens, read_bundle
 from edgealign.runtimes.tokenizer_file import TokenizerFile
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 MAGIC = b"ET"  # bytes 4 and 5 of a program: its flatbuffer's identifier is ET and a version
-KEPT_ADAPTERS = 16
 
 
 class ExecutorchSession:
@@ -73,7 +72,7 @@ class ExecutorchSession:
         self._digest = str(self._ask("get_model_digest"))
         self._inputs = read_inputs(self.file.parent)
         self._methods: dict[str, Any] = {}
-        self._adapters: collections.OrderedDict[tuple[str, int, int], tuple[Any, ...]] = collections.OrderedDict()
+        self._adapters = AdapterCache(self._read_adapter)
         self._matrices: tuple[Any, ...] = ()
         self._method = self._load(FORWARD)
         self._states = open_states(self.file, self._method, context=planned)
@@ -89,7 +88,7 @@ class ExecutorchSession:
         return self._run((token,))
 
     def set_user(self, adapter: Path | None) -> None:
-        self._matrices = () if adapter is None else self._load_adapter(Path(adapter))
+        self._matrices = () if adapter is None else self._adapters.get(Path(adapter))
         self._method = self._load(FORWARD if adapter is None else ADAPTED)
         self.reset()
 
@@ -176,24 +175,10 @@ class ExecutorchSession:
         self._states.advance(tokens, out)
         return np.array(out[0].numpy().reshape(-1), dtype=np.float32)
 
-    def _load_adapter(self, path: Path) -> tuple[Any, ...]:
-        stat = path.stat() if path.is_file() else None
-        key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size) if stat else None
-        if key is not None and key in self._adapters:
-            self._adapters.move_to_end(key)
-            return self._adapters[key]
+    def _read_adapter(self, path: Path) -> tuple[Any, ...]:
         adapter = read_lora_executorch(path)
-        if adapter.base_digest and self._digest and adapter.base_digest != self._digest:
-            raise InputError(
-                path, f"was fitted on the model {adapter.base_digest[:12]}, {self.file.name} is {self._digest[:12]}",
-                "fit it again on this model: edgealign personalize",
-            )  # fmt: skip
-        matrices = self._arrange(path, adapter.values, max(adapter.rank, SMALLEST_RANK))
-        assert key is not None
-        self._adapters[key] = matrices
-        if len(self._adapters) > KEPT_ADAPTERS:
-            self._adapters.popitem(last=False)
-        return matrices
+        check_base(path, adapter.base_digest or "", self._digest, self.file)
+        return self._arrange(path, adapter.values, max(adapter.rank, SMALLEST_RANK))
 
     def _arrange(self, path: Path, values: Any, rank: int) -> tuple[Any, ...]:
         """The matrices in the order of the method's inputs; zeros for what the user has not adapted."""
@@ -213,7 +198,8 @@ class ExecutorchSession:
         return tuple(arranged)
 
     def _require(self, tokens: Sequence[int]) -> None:
-        require_room(self._states, tokens, vocab=self.vocab, context=self.context)
+        fix = "shorten the conversation, or export the model with a larger context"
+        check_tokens(tokens, vocab=self.vocab, filled=self._states.filled, context=self.context, fix=fix)
 
 
 def _load_runtime(threads: int) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgealign.errors import ArtifactError, UsageError
+from edgealign.errors import ArtifactError
 from edgealign.runtimes.onnx_states import GRAPH_CONFIG, read_description
 
 EXPORT = "export it again: edgealign export --target executorch"
@@ -107,24 +107,6 @@ def open_states(file: Path, method: Any, *, context: int) -> States:
         reason = f"has {facts.num_inputs() - FIRST} states, and not all of them as {GRAPH_CONFIG} says"
         raise ArtifactError(file, reason, EXPORT)
     return CarriedStates(shapes)
-
-
-def require_room(states: States, tokens: Sequence[int], *, vocab: int, context: int) -> None:
-    """Refuse tokens that a program cannot take.
-
-    Raises:
-        UsageError: none, one that is outside of the vocabulary, or more than the context has room for.
-    """
-    if not len(tokens):
-        raise UsageError("prompt", "is empty", "give at least one token")
-    for token in tokens:
-        if not 0 <= token < vocab:
-            raise UsageError(token, f"is outside the vocabulary of {vocab}", "encode with this tokenizer")
-    if states.filled + len(tokens) > context:
-        raise UsageError(
-            f"{states.filled + len(tokens)} tokens", f"do not fit the context of {context}",
-            "shorten the conversation, or export the model with a larger context",
-        )  # fmt: skip
 
 
 def _is(tensor: Any, sizes: tuple[int, ...]) -> bool:

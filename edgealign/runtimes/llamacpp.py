@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgealign.errors import EdgealignError, InputError, ToolMissing, UsageError
+from edgealign.errors import EdgealignError, InputError, ToolMissing
+from edgealign.runtimes.adapter_cache import AdapterCache, check_base
 from edgealign.runtimes.gguf_adapter import BASE_DIGEST
 from edgealign.runtimes.gguf_header import check_gguf
 from edgealign.runtimes.probe import DRIVEN_VERSION, extra_buffers_work, install_line, usable_cores
-from edgealign.runtimes.session import read_bundle
+from edgealign.runtimes.session import check_tokens, read_bundle
 
 if TYPE_CHECKING:
     from edgealign.runtimes.session import Logits
@@ -44,7 +45,6 @@ ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 DEFAULT_CONTEXT = 4096
 BATCH = 2048
 SCORE_BATCH = 64  # tokens whose logits are held at once: 16 MiB for a vocabulary of 65,536
-KEPT_ADAPTERS = 16
 MODEL_DIGEST = "edgealign.model_digest"  # in a model file, by the exporter
 
 _errors: collections.deque[str] = collections.deque(maxlen=8)
@@ -80,7 +80,7 @@ class LlamaSession:
         self.extra_bufts = extra_buffers_work() if extra_bufts is None else extra_bufts
         self._model: int | None = None
         self._context: int | None = None
-        self._adapters: collections.OrderedDict[tuple[str, int, int], Any] = collections.OrderedDict()
+        self._adapters = AdapterCache(self._read_adapter, self._free_adapter)
         self._open(context)
         self._memory = lib.llama_get_memory(self._context)
         self._vocabulary = lib.llama_model_get_vocab(self._model)
@@ -138,7 +138,7 @@ class LlamaSession:
         if adapter is None:
             status = lib.llama_set_adapters_lora(self._context, None, 0, None)
         else:
-            handles = (lib.llama_adapter_lora_p_ctypes * 1)(self._load_adapter(Path(adapter)))
+            handles = (lib.llama_adapter_lora_p_ctypes * 1)(self._adapters.get(Path(adapter)))
             status = lib.llama_set_adapters_lora(self._context, handles, 1, (ctypes.c_float * 1)(1.0))
         if status != 0:
             raise InputError(adapter or "base", f"llama.cpp cannot switch to it ({_reason()})", "export it again")
@@ -152,12 +152,12 @@ class LlamaSession:
 
     def close(self) -> None:
         if self._context is not None:
+            self._adapters.clear()
             self._lib.llama_free(self._context)
             self._context = None
         if self._model is not None:
-            self._lib.llama_model_free(self._model)  # frees the adapters too
+            self._lib.llama_model_free(self._model)
             self._model = None
-        self._adapters.clear()
 
     def tokenize(self, text: str, special: bool = True) -> list[int]:
         """Token ids by llama.cpp's own tokenizer; no BOS is added. `special=False`: special tokens in it are text."""
@@ -198,8 +198,7 @@ class LlamaSession:
     def unload_adapters(self) -> None:
         """Free every adapter, so that the next ``set_user`` reads its file; leaves the base model on."""
         self.set_user(None)
-        while self._adapters:
-            self._lib.llama_adapter_lora_free(self._adapters.popitem()[1])
+        self._adapters.clear()
 
     def _open(self, context: int | None) -> None:
         lib = self._lib
@@ -228,15 +227,7 @@ class LlamaSession:
                 self.file, f"llama.cpp cannot make a context of {settings.n_ctx} tokens ({_reason()})", "use less"
             )
 
-    def _load_adapter(self, path: Path) -> Any:
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise InputError(path, "no such adapter file", "export the user's adapter to GGUF first") from error
-        key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
-        if key in self._adapters:
-            self._adapters.move_to_end(key)
-            return self._adapters[key]
+    def _read_adapter(self, path: Path) -> Any:
         self._check_adapter(path)
         _errors.clear()
         handle = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))
@@ -244,23 +235,18 @@ class LlamaSession:
             raise InputError(
                 path, f"llama.cpp refuses it for {self.file.name} ({_reason()})", "export it for this model"
             )
-        self._adapters[key] = handle
-        if len(self._adapters) > KEPT_ADAPTERS:
-            self._lib.llama_set_adapters_lora(self._context, None, 0, None)
-            self._lib.llama_adapter_lora_free(self._adapters.popitem(last=False)[1])
         return handle
+
+    def _free_adapter(self, handle: Any) -> None:
+        self._lib.llama_set_adapters_lora(self._context, None, 0, None)
+        self._lib.llama_adapter_lora_free(handle)
 
     def _check_adapter(self, path: Path) -> None:
         """Refuse what llama.cpp takes without looking (another base) or answers with an abort (tied embeddings)."""
         header = check_gguf(path)
         if not header.is_adapter:
             raise InputError(path, "is a GGUF file, but no adapter", "export the user's adapter to GGUF first")
-        fitted = header.metadata.get(BASE_DIGEST)
-        if fitted and self._base_digest and fitted != self._base_digest:
-            raise InputError(
-                path, f"was fitted on the model {fitted[:12]}, {self.file.name} is {self._base_digest[:12]}",
-                "fit it again on this model: edgealign personalize",
-            )  # fmt: skip
+        check_base(path, str(header.metadata.get(BASE_DIGEST) or ""), str(self._base_digest or ""), self.file)
         for tensor in header.tensors:
             if tensor.name.startswith(("token_embd.", "output.")):
                 target = tensor.name.split(".weight")[0]
@@ -286,16 +272,8 @@ class LlamaSession:
         return self._view
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
-        if not len(tokens):
-            raise UsageError("prompt", "is empty", "give at least one token")
-        for token in tokens:
-            if not 0 <= token < self.vocab:
-                raise UsageError(token, f"is outside the vocabulary of {self.vocab}", "encode with this tokenizer")
-        if self._filled + len(tokens) > self.context:
-            raise UsageError(
-                f"{self._filled + len(tokens)} tokens", f"do not fit the context of {self.context}",
-                "shorten the conversation or open the session with a larger context",
-            )  # fmt: skip
+        fix = "shorten the conversation or open the session with a larger context"
+        check_tokens(tokens, vocab=self.vocab, filled=self._filled, context=self.context, fix=fix)
 
 
 @functools.cache

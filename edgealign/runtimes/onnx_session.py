@@ -8,18 +8,18 @@ graph's own defaults of rank zero apply. Shape legend: V vocabulary, T tokens, B
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgealign.errors import EdgealignError, InputError, ToolMissing, UsageError
-from edgealign.runtimes.onnx_adapter import DIGEST_DIGITS, load_onnxruntime, read_lora_onnx
+from edgealign.errors import EdgealignError, InputError, ToolMissing
+from edgealign.runtimes.adapter_cache import AdapterCache, check_base
+from edgealign.runtimes.onnx_adapter import load_onnxruntime, read_lora_onnx
 from edgealign.runtimes.onnx_states import TYPES, AppendedState, make_states, read_description
 from edgealign.runtimes.probe import usable_cores
-from edgealign.runtimes.session import Bundle, read_bundle
+from edgealign.runtimes.session import Bundle, check_tokens, read_bundle
 from edgealign.runtimes.tokenizer_file import TokenizerFile
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 MODEL_DIGEST = "edgealign.model_digest"  # in a model file, by the exporter
 DEFAULT_CONTEXT = 4096
 BATCH = 64  # tokens of a prompt fed at once: the graph makes logits for all, 16 MiB for a vocabulary of 65,536
-KEPT_ADAPTERS = 16
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -79,7 +78,7 @@ class OnnxSession:
         self._ones = np.ones((1, self.context), dtype=np.int64)
         self._places = np.arange(self.context, dtype=np.int64)[None]
         self._out_type = TYPES[next(out.type for out in self._session.get_outputs() if out.name == self._logits)]
-        self._adapters: collections.OrderedDict[tuple[str, int, int], Mapping[str, Any]] = collections.OrderedDict()
+        self._adapters = AdapterCache(self._read_adapter)
         self._bindings: list[Any] = []
         self._bind({})
         self._filled = self._touched = self._turn = 0
@@ -103,7 +102,7 @@ class OnnxSession:
         return np.concatenate(rows)
 
     def set_user(self, adapter: Path | None) -> None:
-        self._bind({} if adapter is None else self._load_adapter(Path(adapter)))
+        self._bind({} if adapter is None else self._adapters.get(Path(adapter)))
         self.reset()
 
     def reset(self) -> None:
@@ -211,23 +210,10 @@ class OnnxSession:
                 _bind_array(binding.bind_input, state.past, past, state.shape(self._filled))
                 _bind_array(binding.bind_output, state.present, present, state.shape(filled))
 
-    def _load_adapter(self, path: Path) -> Mapping[str, Any]:
-        adapter_stat = path.stat() if path.is_file() else None
-        key = (str(path.resolve()), adapter_stat.st_mtime_ns, adapter_stat.st_size) if adapter_stat else None
-        if key is not None and key in self._adapters:
-            self._adapters.move_to_end(key)
-            return self._adapters[key]
+    def _read_adapter(self, path: Path) -> Mapping[str, Any]:
         adapter = read_lora_onnx(path)
-        if adapter.base and self._digest and adapter.base != self._digest[:DIGEST_DIGITS]:
-            raise InputError(
-                path, f"was fitted on the model {adapter.base}, {self.file.name} is {self._digest[:DIGEST_DIGITS]}",
-                "fit it again on this model: edgealign personalize",
-            )  # fmt: skip
+        check_base(path, adapter.base, self._digest, self.file)
         self._check_shapes(path, adapter.values)
-        assert key is not None
-        self._adapters[key] = adapter.values
-        if len(self._adapters) > KEPT_ADAPTERS:
-            self._adapters.popitem(last=False)
         return adapter.values
 
     def _check_shapes(self, path: Path, values: Mapping[str, Any]) -> None:
@@ -243,16 +229,8 @@ class OnnxSession:
         return "f16" if self._states[0].buffers[0].dtype == np.float16 else "f32"
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
-        if not len(tokens):
-            raise UsageError("prompt", "is empty", "give at least one token")
-        for token in tokens:
-            if not 0 <= token < self.vocab:
-                raise UsageError(token, f"is outside the vocabulary of {self.vocab}", "encode with this tokenizer")
-        if self._filled + len(tokens) > self.context:
-            raise UsageError(
-                f"{self._filled + len(tokens)} tokens", f"do not fit the context of {self.context}",
-                "shorten the conversation or open the session with a larger context",
-            )  # fmt: skip
+        fix = "shorten the conversation or open the session with a larger context"
+        check_tokens(tokens, vocab=self.vocab, filled=self._filled, context=self.context, fix=fix)
 
 
 def _exact_graph(file: Path) -> bytes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgealign.errors import InputError, ToolMissing
-from edgealign.runtimes.onnx_adapter import read_inputs
+from edgealign.runtimes.lora_inputs import read_inputs
 from edgealign.runtimes.onnx_names import LAYER_NODE, OnnxArchitecture
 
 if TYPE_CHECKING:

@@ -151,6 +151,25 @@ def score(session: Session, tokens: Sequence[int]) -> Logits:
     return np.stack(rows)
 
 
+def check_tokens(tokens: Sequence[int], *, vocab: int, filled: int, context: int, fix: str) -> None:
+    """Refuse tokens that a session cannot take.
+
+    Args:
+        filled: tokens that are in the state already.
+        fix: what helps where the context is too short.
+
+    Raises:
+        UsageError: none, one that is outside of the vocabulary, or more than the context has room for.
+    """
+    if not len(tokens):
+        raise UsageError("prompt", "is empty", "give at least one token")
+    for token in tokens:
+        if not 0 <= token < vocab:
+            raise UsageError(token, f"is outside the vocabulary of {vocab}", "encode with this tokenizer")
+    if filled + len(tokens) > context:
+        raise UsageError(f"{filled + len(tokens)} tokens", f"do not fit the context of {context}", fix)
+
+
 def _runtime_of_target(path: str, target: str) -> str:
     if target not in TARGET_RUNTIMES:
         known = ", ".join(sorted(TARGET_RUNTIMES))

@@ -21,7 +21,7 @@ from edgealign.export_recipes import QUANTS, ExportRecipe
 from edgealign.runtimes.executorch_adapter import write_lora_executorch
 from edgealign.runtimes.executorch_session import ExecutorchSession
 from edgealign.runtimes.executorch_states import CarriedStates
-from edgealign.runtimes.onnx_adapter import INPUTS_FILE, read_inputs
+from edgealign.runtimes.lora_inputs import INPUTS_FILE, read_inputs
 from edgealign.runtimes.onnx_states import GRAPH_CONFIG
 from edgealign.runtimes.torch_session import TorchSession
 

@@ -14,7 +14,7 @@ import pytest
 from edgealign.artifact import Artifact, open_artifact
 from edgealign.errors import ArtifactError, CheckFailed, InputError
 from edgealign.export_recipes import ExportRecipe
-from edgealign.runtimes.onnx_adapter import read_inputs
+from edgealign.runtimes.lora_inputs import read_inputs
 from edgealign.runtimes.onnx_session import OnnxSession
 from edgealign.runtimes.onnx_states import GRAPH_CONFIG, AppendedState
 from edgealign.runtimes.torch_session import TorchSession

@@ -19,7 +19,7 @@ from edgealign.errors import ArtifactError, CheckFailed, EdgealignError, InputEr
 from edgealign.export_recipes import QUANTS, ExportRecipe, resolve
 from edgealign.runtimes.executorch_adapter import read_lora_executorch
 from edgealign.runtimes.executorch_session import ExecutorchSession
-from edgealign.runtimes.onnx_adapter import INPUTS_FILE, read_inputs
+from edgealign.runtimes.lora_inputs import INPUTS_FILE, read_inputs
 from edgealign.runtimes.session import read_bundle
 
 Bundles = Callable[[str], Path]

@@ -20,7 +20,8 @@ from edgealign.errors import (
     UsageError,
 )
 from edgealign.export_recipes import QUANTS, ExportRecipe
-from edgealign.runtimes.onnx_adapter import INPUTS_FILE, read_lora_onnx
+from edgealign.runtimes.lora_inputs import INPUTS_FILE
+from edgealign.runtimes.onnx_adapter import read_lora_onnx
 from edgealign.runtimes.onnx_session import OnnxSession
 from edgealign.runtimes.session import read_bundle
 

@@ -171,7 +171,7 @@ def test_a_truncated_adapter_is_refused(
 
 @pytest.mark.runtime
 def test_an_adapter_that_does_not_exist_is_refused(session: LlamaSession, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such adapter file; export the user's adapter to GGUF first"):
+    with pytest.raises(InputError, match="no such adapter file; export the user's adapter first"):
         session.set_user(tmp_path / "nobody.gguf")
 
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from edgealign.errors import ArtifactError, InputError, ToolMissing, UsageError
-from edgealign.runtimes import executorch_session
+from edgealign.runtimes import adapter_cache
 from edgealign.runtimes.executorch_adapter import (
     BASE_DIGEST,
     SMALLEST_RANK,
@@ -21,8 +21,8 @@ from edgealign.runtimes.executorch_adapter import (
     write_lora_executorch,
 )
 from edgealign.runtimes.executorch_session import ExecutorchSession
+from edgealign.runtimes.lora_inputs import LoraInput, Part, read_inputs
 from edgealign.runtimes.lora_weights import read_lora
-from edgealign.runtimes.onnx_adapter import LoraInput, Part, read_inputs
 from edgealign.runtimes.session import bundle_adapter, open_session, runtime_of, score
 from edgealign.runtimes.torch_session import TorchSession
 
@@ -215,7 +215,7 @@ def test_logits_are_copies_that_the_next_step_does_not_change(session: Executorc
 def test_an_adapter_file_that_changed_is_read_again_and_old_ones_are_forgotten(
     session: ExecutorchSession, executorch_bundle: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executorch_session, "KEPT_ADAPTERS", 2)
+    monkeypatch.setattr(adapter_cache, "KEPT", 2)
     file = tmp_path / "user.safetensors"
     seen = []
     for user in ("ana", "ben"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgealign.errors import ArtifactError, InputError, ToolMissing, UsageError
-from edgealign.runtimes import llamacpp
+from edgealign.runtimes import adapter_cache, llamacpp
 from edgealign.runtimes.llamacpp import LlamaSession
 from edgealign.runtimes.session import Scorer, bundle_adapter, open_session, read_bundle, runtime_of
 from edgealign.runtimes.torch_session import TorchSession
@@ -104,7 +104,7 @@ def test_an_adapter_file_that_changed_is_read_again(
 def test_old_adapters_are_freed_and_come_back(
     session: LlamaSession, tiny_bundle: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llamacpp, "KEPT_ADAPTERS", 2)
+    monkeypatch.setattr(adapter_cache, "KEPT", 2)
     source = bundle_adapter(tiny_bundle("f32"), "ana")
     session.set_user(source)
     expected = session.prefill(TOKENS)

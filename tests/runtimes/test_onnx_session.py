@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from edgealign.errors import ArtifactError, InputError, ToolMissing, UsageError
-from edgealign.runtimes import onnx_adapter, onnx_session
+from edgealign.runtimes import adapter_cache, onnx_adapter
+from edgealign.runtimes.lora_inputs import LoraInput, Part, pack, read_inputs
 from edgealign.runtimes.lora_weights import LoraWeights, LowRank, read_lora
-from edgealign.runtimes.onnx_adapter import LoraInput, Part, pack, read_inputs, read_lora_onnx, write_lora_onnx
+from edgealign.runtimes.onnx_adapter import read_lora_onnx, write_lora_onnx
 from edgealign.runtimes.onnx_session import OnnxSession
 from edgealign.runtimes.session import Scorer, bundle_adapter, open_session, runtime_of
 from edgealign.runtimes.torch_session import TorchSession
@@ -102,7 +103,8 @@ def test_the_file_holds_the_folded_matrices_and_the_bases_digest(
 def test_writing_an_adapter_needs_no_torch(onnx_bundle: Bundles, tiny_lora: TinyLora, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from edgealign.runtimes.onnx_adapter import read_inputs, write_lora_onnx\n"
+        "from edgealign.runtimes.lora_inputs import read_inputs\n"
+        "from edgealign.runtimes.onnx_adapter import write_lora_onnx\n"
         "write_lora_onnx(Path(sys.argv[1]), Path(sys.argv[2]), inputs=read_inputs(Path(sys.argv[3])))\n"
         "assert not {'torch', 'transformers', 'peft', 'onnx'} & set(sys.modules), sorted(sys.modules)\n"
     )
@@ -207,7 +209,7 @@ def test_a_second_user_sees_nothing_of_the_first(session: OnnxSession, onnx_bund
 def test_an_adapter_file_that_changed_is_read_again_and_old_ones_are_forgotten(
     session: OnnxSession, onnx_bundle: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_session, "KEPT_ADAPTERS", 2)
+    monkeypatch.setattr(adapter_cache, "KEPT", 2)
     file = tmp_path / "user.onnx_adapter"
     seen = []
     for user in ("ana", "ben"):

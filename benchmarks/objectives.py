@@ -1,0 +1,248 @@
+"""What does each preference objective do to a model? On real pairs, clean and with flipped labels, over seeds.
+
+    python benchmarks/objectives.py --data ../shared/data --work runs/objectives --out docs/results/objectives
+    python benchmarks/objectives.py --data ../shared/data --objectives ln_dpo dpo ld_dpo --seeds 1 --pairs 100
+
+Every run starts from the same model (the starter), sees the same pairs of UKPConvArg1 and HH (a seed draws which, and
+which labels are flipped) for the same number of steps at the same learning rate, and has its objective's own defaults.
+Measured on held-out, clean pairs: ranking accuracy; on their prompts, greedy answers: length, doom loops, and the win
+rate over the starting model with length taken out, judged by a reward head that was fitted on other pairs; and how far
+the model has gone: KL on the data's tokens, displacement of the chosen answers, perplexity of other text.
+
+A run that is finished is not made again. `--out` gets table.md, result.json and objectives.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from objectives_report import draw, render
+
+from edgealign.artifact import open_artifact, open_model, write_atomic
+from edgealign.bench.machine import machine_card
+from edgealign.data import prepare
+from edgealign.data.forms import Pair, to_json
+from edgealign.data.read import read
+from edgealign.data.recipes import PrepareRecipe
+from edgealign.errors import CheckFailed, EdgealignError, InputError, writing
+from edgealign.evaluate.language import _score as predict
+from edgealign.evaluate.preferences import answer_all, measure_ranking, measure_writing
+from edgealign.evaluate.recipes import PreferencesRecipe
+from edgealign.judges import reward
+from edgealign.judges.judge import Judge, open_judge
+from edgealign.judges.recipes import RewardRecipe
+from edgealign.objectives.table import find
+from edgealign.progress import say
+from edgealign.train import preference
+from edgealign.train.recipes import PreferenceRecipe
+
+SOURCES = ("ukpconvarg1/majority_pairs_dpo.jsonl.gz", "hh_rlhf/dev_pairs.jsonl.gz")
+TEXT = "storybooks_en/stories.jsonl.gz"
+# What differs most; all that a recipe can name may be given. lcpo_latent reads an annotator: here each source is one.
+CHOSEN = (
+    "ln_dpo", "dpo", "ld_dpo", "rdpo_length", "simpo", "alpha_dpo_margin", "ipo_mean", "ipo_sum", "hinge", "cdpo",
+    "rdpo_robust", "lcpo_latent", "ada_dpo", "minor_dpo", "exo_pair", "apo_anchored_zero", "ln_apo_zero",
+    "rpo_regularized", "iterative_reasoning_rpo", "nca", "bco", "sppo_hard",
+)  # fmt: skip
+FLIPPED = (0.0, 0.2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    objective: str
+    flipped: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.objective}-{self.flipped:g}-{self.seed}"
+
+
+def material(args: argparse.Namespace) -> dict[str, Path]:
+    """Pairs to train on, pairs to fit the judge on, pairs to measure on, text; prepared once."""
+    found = {name: args.work / name for name in ("pairs", "text", "judge")}
+    if not found["pairs"].is_dir():
+        recipe = PrepareRecipe(form="pair", limit=args.drawn, max_chars=args.max_chars, valid=0.25, skip_bad=9)
+        prepare.run(recipe, sources=[args.data / name for name in SOURCES], out=found["pairs"])
+    if not found["text"].is_dir():
+        recipe = PrepareRecipe(form="text", limit=60, valid=0.5)
+        prepare.run(recipe, sources=[args.data / TEXT], out=found["text"])
+    rows = _rows(found["pairs"] / "train.jsonl")
+    half = len(rows) // 2
+    if half < args.pairs:
+        raise InputError(f"{half} pairs", f"are fewer than the {args.pairs} of a run", "raise --drawn or --max-chars")
+    for name, part in (("train", rows[:half]), ("judge", rows[half:])):
+        _write_rows(args.work / f"{name}.jsonl", part)
+    if not found["judge"].is_dir():
+        recipe = RewardRecipe(threads=args.threads)
+        reward.run(recipe, model=args.model, data=[str(args.work / "judge.jsonl")], out=found["judge"])
+    return {**found, "train": args.work / "train.jsonl"}
+
+
+def measure(run: Run, args: argparse.Namespace, given: Mapping[str, Path], start: Mapping[str, Any]) -> dict[str, Any]:
+    """Train and measure; what is known is not done again."""
+    file = args.work / "runs" / f"{run.name}.json"
+    if file.is_file():
+        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return known
+    data, out = args.work / "data" / f"{run.flipped:g}-{run.seed}.jsonl", args.work / "models" / run.name
+    if not data.is_file():
+        _write_rows(data, draw_pairs(_rows(given["train"]), args.pairs, run.flipped, run.seed))
+    recipe = PreferenceRecipe(
+        objective=run.objective, epochs=1, batch_size=16, learning_rate=args.learning_rate, max_tokens=512,
+        valid_fraction=0.0, seed=run.seed, threads=args.threads,
+    )  # fmt: skip
+    result: dict[str, Any] = {"objective": run.objective, "flipped": run.flipped, "seed": run.seed, "failed": None}
+    try:
+        shutil.rmtree(out, ignore_errors=True)
+        made = preference.run(recipe, model=args.model, data=[str(data)], out=out)
+        result["beta"] = made.meta["beta"]
+        result.update(look(out, args, given, start))
+    except CheckFailed as error:
+        result["failed"] = error.line()
+    shutil.rmtree(out, ignore_errors=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, json.dumps(result) + "\n")
+    return result
+
+
+def look(
+    model: Path, args: argparse.Namespace, given: Mapping[str, Path], start: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that is measured of one model against the starting one."""
+    settings: PreferencesRecipe = start["settings"]
+    ranked = measure_ranking({"start": start["path"], "model": model}, start["held_out"], settings)["model"]
+    answers = {"start": start["answers"], "model": answer_all(model, start["prompts"], settings)}
+    judge: Judge = start["judge"]
+    grades = {
+        "start": start["grades"],
+        "model": judge.scores([(prompt, row["text"]) for prompt, row in
+                               zip(start["prompts"], answers["model"], strict=True)]),
+    }  # fmt: skip
+    return {
+        "ranking": ranked, "writing": measure_writing(answers, grades, settings)["model"],
+        "perplexity": perplexity(model, given["text"], args.threads),
+    }  # fmt: skip
+
+
+def begin(args: argparse.Namespace, given: Mapping[str, Path]) -> dict[str, Any]:
+    """The starting model's own answers and numbers, and the judge."""
+    path = open_model(args.model).path
+    held_out = [row for row in read(given["pairs"] / "valid.jsonl", form="pair").rows if isinstance(row, Pair)]
+    held_out = held_out[: args.held_out]
+    prompts = list(dict.fromkeys(pair.prompt for pair in held_out))[: args.prompts]
+    settings = PreferencesRecipe(threads=args.threads, max_new_tokens=args.max_new_tokens, bootstrap=200)
+    answers = answer_all(path, prompts, settings)
+    judge = open_judge(f"reward:{given['judge']}", threads=args.threads)
+    grades = judge.scores([(prompt, row["text"]) for prompt, row in zip(prompts, answers, strict=True)])
+    return {
+        "path": path, "held_out": held_out, "prompts": prompts, "settings": settings, "answers": answers,
+        "judge": judge, "grades": grades,
+    }  # fmt: skip
+
+
+def perplexity(model: Path, text: Path, threads: int) -> float:
+    """Of held-out stories, per token."""
+    from edgealign.evaluate.language import HeldOut, _hold
+    from edgealign.evaluate.recipes import LanguageRecipe
+    from edgealign.models.load import load_tokenizer
+
+    recipe = LanguageRecipe(valid_tokens=8000, threads=threads)
+    texts = [row.text for row in read(text / "valid.jsonl", form="text").rows if hasattr(row, "text")]
+    held: HeldOut = _hold(texts, load_tokenizer(model), recipe)
+    return float(np.exp(predict(model, held, recipe)[0].mean()))
+
+
+def draw_pairs(rows: Sequence[Pair], count: int, flipped: float, seed: int) -> list[Pair]:
+    """`count` of the rows in a seed's order, a share with their sides exchanged; a source is an annotator."""
+    rng = random.Random(seed)
+    chosen = rng.sample(list(rows), count)
+    wrong = set(rng.sample(range(count), round(flipped * count)))
+    return [
+        Pair(row.prompt, row.rejected if i in wrong else row.chosen, row.chosen if i in wrong else row.rejected,
+             user_id="ukp" if row.margin is not None else "hh")
+        for i, row in enumerate(chosen)
+    ]  # fmt: skip
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """All runs, then their summary."""
+    for name in args.objectives:
+        find(name)
+    args.work.mkdir(parents=True, exist_ok=True)
+    given = material(args)
+    start = begin(args, given)
+    plan = [Run(name, flipped, seed) for seed in range(args.seeds) for flipped in FLIPPED for name in args.objectives]
+    rows = []
+    for place, run in enumerate(plan, start=1):
+        say(f"{run.name} ({place} of {len(plan)})")
+        rows.append(measure(run, args, given, start))
+    head = open_artifact(given["judge"])
+    result = {
+        "schema": 1, "machine": machine_card(), "runs": rows,
+        "settings": {
+            "pairs": args.pairs, "seeds": args.seeds, "learning_rate": args.learning_rate,
+            "held_out": len(start["held_out"]), "prompts": len(start["prompts"]), "max_chars": args.max_chars,
+        },
+        "judge": {"held_out_accuracy": head.meta["held_out_accuracy"], "pairs": head.meta["pairs"]},
+        "start": {
+            "perplexity": perplexity(start["path"], given["text"], args.threads),
+            "tokens": float(np.mean([row["tokens"] for row in start["answers"]])),
+            "doom_loops": float(np.mean([row["loop"] for row in start["answers"]])),
+        },
+    }  # fmt: skip
+    with writing(args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(args.out / "result.json", json.dumps(result, indent=1) + "\n")
+        write_atomic(args.out / "table.md", render(result) + "\n")
+        draw(result, args.out / "objectives.png")
+    return result
+
+
+def _rows(file: Path) -> list[Pair]:
+    return [row for row in read(file, form="pair").rows if isinstance(row, Pair)]
+
+
+def _write_rows(file: Path, rows: Sequence[Pair]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, "".join(json.dumps(to_json(row)) + "\n" for row in rows))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="directory of the real data")
+    parser.add_argument("--model", default="starter")
+    parser.add_argument("--objectives", nargs="+", default=list(CHOSEN), metavar="KEY")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=384, help="of one run")
+    parser.add_argument("--drawn", type=int, default=1600, help="rows drawn from each source")
+    parser.add_argument("--max-chars", type=int, default=900, help="longest row")
+    parser.add_argument("--held-out", type=int, default=200, help="pairs to rank")
+    parser.add_argument("--prompts", type=int, default=40, help="prompts to answer")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("runs/objectives"), help="finished runs are kept")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/objectives"))
+    args = parser.parse_args(argv)
+    try:
+        print(render(compare(args)))
+    except EdgealignError as error:
+        print(error.line(), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
