@@ -84,7 +84,7 @@ def train_trl(model_dir: Path, pairs: Sequence[Any], args: Any) -> dict[str, Any
     from edgealign.models.lint import lora_targets
     from edgealign.models.load import load_model, load_tokenizer
 
-    class InOrder(DPOTrainer):  # type: ignore[misc, valid-type]
+    class InOrder(DPOTrainer):  # type: ignore[misc]
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return torch.utils.data.SequentialSampler(dataset or self.train_dataset)
 
@@ -108,6 +108,8 @@ def train_trl(model_dir: Path, pairs: Sequence[Any], args: Any) -> dict[str, Any
             [{"prompt_ids": p, "chosen_ids": y, "rejected_ids": n} for p, y, n in pairs]
         )
         start_s = time.perf_counter()
+        if tuned:  # it did so for the rows that were there when it was made
+            trainer.train_dataset = trainer._precompute_ref_logps(trainer.train_dataset, "train", args.batch)
         trainer.train()
         seconds = time.perf_counter() - start_s
     return {"seconds": seconds, "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row]}

@@ -85,8 +85,8 @@ def material(args: argparse.Namespace) -> dict[str, Path]:
     for name, part in (("train", rows[:half]), ("judge", rows[half:])):
         _write_rows(args.work / f"{name}.jsonl", part)
     if not found["judge"].is_dir():
-        recipe = RewardRecipe(threads=args.threads)
-        reward.run(recipe, model=args.model, data=[str(args.work / "judge.jsonl")], out=found["judge"])
+        settings = RewardRecipe(threads=args.threads)
+        reward.run(settings, model=args.model, data=[str(args.work / "judge.jsonl")], out=found["judge"])
     return {**found, "train": args.work / "train.jsonl"}
 
 

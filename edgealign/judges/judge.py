@@ -22,7 +22,8 @@ Question = tuple[tuple[Message, ...], str]  # the conversation up to the answer,
 class Judge(Protocol):
     """`name` says in a report who has judged."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def scores(self, questions: Sequence[Question]) -> list[float]:
         """A number for every answer; more is better."""

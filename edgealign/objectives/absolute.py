@@ -80,7 +80,7 @@ def sppo(pairs: Pairs) -> Tensor:
 
 def gpo(pairs: Pairs) -> Tensor:
     """(chosen - g/beta)^2 + (rejected + g/beta)^2, g the preference model's score of the pair, `score` (GPO)."""
-    target = pairs.column("score").to(pairs.chosen) / pairs.beta
+    target: Tensor = pairs.column("score").to(pairs.chosen) / pairs.beta
     return (pairs.chosen - target) ** 2 + (pairs.rejected + target) ** 2
 
 
@@ -118,8 +118,9 @@ def advantage(pairs: Pairs) -> Tensor:
     """-(exp(A_w / alpha) log pi(chosen) + exp(A_l / alpha) log pi(rejected)) / 2 per token; columns `advantage` and
     `advantage_rejected`, a designer's reward minus its expectation (UPO)."""
     logp = mean_tokens(pairs.policy.values, pairs.policy.mask)
-    a, b = (pairs.column(name).to(logp) / pairs.settings["alpha"] for name in ("advantage", "advantage_rejected"))
-    return -0.5 * (a.exp().detach() * logp[0::2] + b.exp().detach() * logp[1::2])
+    columns: list[Tensor] = [pairs.column(name).to(logp) for name in ("advantage", "advantage_rejected")]
+    a, b = (torch.exp(each / pairs.settings["alpha"]).detach() for each in columns)
+    return -0.5 * (a * logp[0::2] + b * logp[1::2])
 
 
 # --- staying near the reference

@@ -92,7 +92,8 @@ def reference_gap(pairs: Pairs) -> Tensor:
 
 def by_judge(pairs: Pairs) -> Tensor:
     """The rows' own `margin`: by how much a judge prefers the chosen side."""
-    return pairs.column("margin").to(pairs.chosen)
+    margin: Tensor = pairs.column("margin").to(pairs.chosen)
+    return margin
 
 
 def other_objectives(pairs: Pairs) -> Tensor:
@@ -147,7 +148,7 @@ def smoothed(term: PairTerm, x: Tensor, pairs: Pairs) -> Tensor:
 
 def smoothed_by_row(term: PairTerm, x: Tensor, pairs: Pairs) -> Tensor:
     """As `smoothed`, with the rows' own `epsilon` (RosePO)."""
-    epsilon = pairs.column("epsilon").to(x)
+    epsilon: Tensor = pairs.column("epsilon").to(x)
     return (1 - epsilon) * term(x, pairs) + epsilon * term(-x, pairs)
 
 
@@ -170,7 +171,7 @@ def adaptive_scale(term: PairTerm, x: Tensor, pairs: Pairs) -> Tensor:
 def best_tau(x: Tensor, rho: float, least: float = SMALLEST_TAU, most: float = LARGEST_TAU) -> Tensor:
     """(P,) by Newton's method from 1. With u = x / tau: h' = softplus(-u) + u s(-u) + rho - ln 2, h'' = u^2 s s' / tau.
     """
-    tau = torch.ones_like(x).clamp(least, most)
+    tau: Tensor = torch.ones_like(x).clamp(least, most)
     for _ in range(NEWTON_STEPS):
         u = x / tau
         slope = -logsigmoid(u) + u * torch.sigmoid(-u) + rho - torch.log(torch.tensor(2.0, dtype=x.dtype))
