@@ -1,4 +1,4 @@
-"""`edgealign pairs sample` and `edgealign reward`: preference pairs from a model's own answers, and who judges them."""
+"""`edgealign pairs sample | filter | revise` and `edgealign reward`: where pairs come from, and who judges them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ from edgealign.cli_options import (
     takes_recipe,
 )
 
-app = typer.Typer(help="Preference pairs from a model's own answers.", no_args_is_help=True, rich_markup_mode=None)
-
-
-@app.callback()
-def _group() -> None:
-    """Preference pairs from a model's own answers."""
+app = typer.Typer(
+    help="Make preference pairs: sampled, filtered by judges, revised.", no_args_is_help=True, rich_markup_mode=None
+)
+PairsOption = Annotated[list[str], typer.Option("--data", help="preference pairs; repeatable")]
 
 
 @app.command()
@@ -46,11 +44,45 @@ def sample(
     )
 
 
+@app.command("filter")
+@takes_recipe("pairs_filter")
+def filter_pairs(
+    *,
+    data: PairsOption,
+    judge: Annotated[
+        list[str] | None, typer.Option("--judge", help="rule:NAME, reward:DIR, or an endpoint's URL; repeatable")
+    ] = None,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Turn round, leave out or order pairs by what several judges think of them."""
+    cli_options.run_stage("pairs_filter", overrides, config, dry_run, json, data=data, judges=judge or [], out=out)
+
+
+@app.command()
+@takes_recipe("pairs_revise")
+def revise(
+    *,
+    data: Annotated[list[str], typer.Option("--data", help="pairs or conversations; repeatable")],
+    endpoint: Annotated[str, typer.Option("--endpoint", help="URL of an OpenAI-compatible endpoint, or MODEL@URL")],
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Let a stronger model mend answers with few changes; the mended one is chosen (CLAIR)."""
+    cli_options.run_stage("pairs_revise", overrides, config, dry_run, json, data=data, endpoint=endpoint, out=out)
+
+
 @takes_recipe("reward")
 def reward(
     *,
     model: ModelOption,
-    data: Annotated[list[str], typer.Option("--data", help="preference pairs; repeatable")],
+    data: PairsOption,
     out: OutOption,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,

@@ -61,15 +61,18 @@ class Endpoint:
     def close(self) -> None:
         return None
 
+    def say(self, system: str, user: str, *, max_tokens: int) -> str:
+        """One answer of the endpoint's model, at temperature 0."""
+        body = {
+            "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
+            "temperature": 0, "max_tokens": max_tokens, **({"model": self.model} if self.model else {}),
+        }  # fmt: skip
+        return self._post(body)
+
     def _grade(self, question: Question) -> float:
         messages, answer = question
         said = "\n".join(f"{message.role}: {message.content}" for message in messages)
-        body = {
-            "messages": [{"role": "system", "content": ASK},
-                         {"role": "user", "content": f"Conversation:\n{said}\n\nAnswer:\n{answer}"}],
-            "temperature": 0, "max_tokens": 8, **({"model": self.model} if self.model else {}),
-        }  # fmt: skip
-        text = self._post(body)
+        text = self.say(ASK, f"Conversation:\n{said}\n\nAnswer:\n{answer}", max_tokens=8)
         found = NUMBER.search(text)
         if found is None:
             raise EdgealignError(self.url, f"answered {text[:60]!r} and no grade", "choose another judge")

@@ -1,4 +1,4 @@
-"""The knobs of `edgealign reward` and `edgealign pairs sample`."""
+"""The knobs of `edgealign reward` and `edgealign pairs sample | filter | revise`."""
 
 from __future__ import annotations
 
@@ -31,5 +31,32 @@ class SampleRecipe:
     max_new_tokens: int = option(128, ge=8, unit="tokens", help="longest answer; a cut one is left out")
     limit: int = option(2000, ge=1, unit="prompts", help="ask about this many, drawn with the seed")
     margin: float = option(0.0, ge=0.0, help="least gap of the judge's numbers between best and worst")
+    rso: int = option(
+        0, ge=0, le=64, help="keep so many of the candidates by rejection sampling before pairing; 0: all",
+        source="RSO, arXiv 2309.06657: 8 of 64",
+    )
+    rso_beta: float = option(0.5, gt=0.0, help="of rejection sampling, in the unit of the judge's numbers")
     threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
     seed: int = option(0, ge=0, help="of the drawing of prompts and answers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterRecipe:
+    """Pairs as several judges see them. Shares are of the whole file; 0 leaves a rule out."""
+
+    flip: float = option(0.0, ge=0.0, lt=0.5, help="turn round this share, the weakest, where judges say the opposite")
+    drop_weak: float = option(0.0, ge=0.0, lt=1.0, help="leave out this share, the nearest to a tie")
+    drop_unsure: float = option(0.0, ge=0.0, lt=1.0, help="leave out this share, where judges differ most")
+    longest_ratio: float = option(0.0, ge=0.0, help="leave out pairs whose one answer is so many times longer")
+    easy_first: bool = option(False, help="order by strength, the clearest pairs first: a curriculum for one epoch")
+    skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
+    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviseRecipe:
+    """Chosen answers, minimally revised by a stronger model (CLAIR)."""
+
+    limit: int = option(2000, ge=1, unit="rows", help="revise so many, from the first")
+    max_new_tokens: int = option(512, ge=8, unit="tokens", help="longest revision")
+    skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgealign.artifact import Artifact, file_input, open_artifact, open_model, publish, refuse_existing
 from edgealign.data.encode import encode_prompt
 from edgealign.data.forms import Conversation, Message, Pair, to_json
@@ -26,6 +28,7 @@ from edgealign.data.template import end_of_turn_id, facts_of
 from edgealign.errors import InputError
 from edgealign.judges.judge import Judge, open_judge
 from edgealign.judges.recipes import SampleRecipe
+from edgealign.judges.rejection import accept
 from edgealign.models.load import load_tokenizer
 from edgealign.progress import track
 from edgealign.runtimes.generate import generate
@@ -155,11 +158,16 @@ def _judge(
     every = [(prompt, text) for (prompt, _), each in zip(asked, texts, strict=True) for text in each]
     scores = iter(judge.scores(every))
     pairs, left_out = [], Counter[str]()
+    rng = np.random.default_rng(recipe.seed)
     for (prompt, _), each, own in zip(asked, texts, drawn, strict=True):
         candidates = [Candidate(text, next(scores), text in own) for text in each]
         if not own:
             left_out["no answer of the model ended"] += 1
             continue
+        if recipe.rso:
+            numbers = [candidate.score for candidate in candidates]
+            places = accept(numbers, beta=recipe.rso_beta, count=recipe.rso, rng=rng)
+            candidates = [candidates[place] for place in sorted(places)]
         found = best_and_worst(candidates, margin=recipe.margin)
         if found is None:
             left_out["equally good"] += 1

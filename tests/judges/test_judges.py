@@ -15,9 +15,9 @@ import pytest
 from edgealign.artifact import open_artifact
 from edgealign.data.forms import Message
 from edgealign.errors import ArtifactError, EdgealignError, InputError, UsageError
-from edgealign.judges import endpoint, reward, sample
+from edgealign.judges import endpoint, revise, reward, sample
 from edgealign.judges.judge import open_judge, verdict
-from edgealign.judges.recipes import RewardRecipe, SampleRecipe
+from edgealign.judges.recipes import ReviseRecipe, RewardRecipe, SampleRecipe
 from edgealign.judges.sample import Candidate, best_and_worst
 
 HELLO = (Message("user", "Say hello."),)
@@ -37,7 +37,11 @@ class Server(BaseHTTPRequestHandler):
             self.end_headers()
             return
         answer = body["messages"][1]["content"].partition("Answer:\n")[2]
-        grade = "no idea" if answer == "odd" else f"Grade: {min(10, len(answer))}"
+        if "improve" in body["messages"][0]["content"]:
+            grade = answer.replace("teh", "the")
+        else:
+            grade = f"Grade: {min(10, len(answer))}"
+        grade = "no idea" if answer == "odd" else grade
         data = json.dumps({"choices": [{"message": {"content": grade}}]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
@@ -181,3 +185,14 @@ def test_pairs_are_sampled_judged_and_published(tmp_path):
     again = sample.run(recipe, model="starter", data=[str(file)], judge="rule:length", out=tmp_path / "again")
     assert (again.path / "train.jsonl").read_bytes() == (made.path / "train.jsonl").read_bytes()
     assert open_artifact(tmp_path / "pairs").manifest.stage == "pairs"
+
+
+def test_a_revised_answer_is_chosen_over_what_it_was(url, tmp_path):
+    rows = [{"prompt": "Well?", "chosen": text, "rejected": "no"} for text in ("teh cat", "fine as it is")]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = revise.run(ReviseRecipe(), data=[str(file)], endpoint=url, out=tmp_path / "out")
+    (pair,) = [json.loads(line) for line in (made.path / "train.jsonl").read_text().splitlines()]
+    assert (pair["chosen"], pair["rejected"]) == ("the cat", "teh cat")
+    assert made.meta["left_out"] == {"unchanged": 1}
+    assert "http" not in json.dumps(made.meta)
