@@ -203,9 +203,9 @@ def _inside() -> str:
 - A user's LoRA becomes a file of its own, scale folded in, by `edgealign/runtimes/gguf_adapter.py`, without torch.
 - `genai_model.py` has onnxruntime-genai build the graph, ties its head to the embedding in quantised models, and gives
   every linear layer two inputs of rank zero; `adapter_inputs.json` beside the graph says which modules they hold.
-- There is no fp16 for ONNX: for the CPU the builder takes a 16-bit attention apart into single operations whose cache is
-  copied whole for every token (seen with onnxruntime-genai 0.18: `Concat` where fp32 and int4 have `GroupQueryAttention`),
-  and onnxruntime multiplies in 32 bits there anyway. int8 is smaller and nearly lossless.
+- There is no fp16 for ONNX: for the CPU the builder takes a 16-bit attention apart into operations that copy the whole
+  cache for every token (onnxruntime-genai 0.18: `Concat` where fp32 and int4 have `GroupQueryAttention`). int8 is
+  smaller and nearly lossless.
 - A user's LoRA becomes an `.onnx_adapter` with those inputs, by `edgealign/runtimes/onnx_adapter.py`, without torch.
 - `genai_check.py` opens the finished folder in onnxruntime-genai: same token ids, same logits, users in turn.
 - `android_kit.py` adds a phone's scripts (`kits/android/`) to a GGUF bundle with `--kit android`, and the greedy tokens
