@@ -55,15 +55,15 @@ def run(recipe: RewardRecipe, *, model: str | Path, data: Sequence[str], out: Pa
     for loaded in read_all(list(data), form="pair", mapping={}, skip_bad=recipe.skip_bad, limit=recipe.limit):
         inputs.append(file_input("data", loaded.source, loaded.digest))
         pairs += [row for row in loaded.rows if isinstance(row, Pair)]
-    held = int(recipe.valid_fraction * len(pairs))
-    if held < 2 or len(pairs) - held < 2:
-        raise InputError(f"{len(pairs)} pairs", "are too few to fit on and to hold some back", "give more pairs")
-    order = np.random.default_rng(recipe.seed).permutation(len(pairs))
+    held_out, rest = hold_out(pairs, recipe.valid_fraction, recipe.seed)
+    if len(held_out) < 2 or len(rest) < 2:
+        reason = f"of {len({pair.prompt for pair in pairs})} prompts are too few to fit on and to hold some back"
+        raise InputError(f"{len(pairs)} pairs", reason, "give more pairs, of several prompts")
     featured = Features(source.path, threads=recipe.threads, max_tokens=recipe.max_tokens)
     sides = [featured.of([(pair.prompt, text(pair)) for pair in pairs]) for text in (_chosen, _rejected)]
     scale = np.concatenate(sides).std(0).clip(min=1e-6)
     gaps = (sides[0] - sides[1]) / scale
-    train, valid = gaps[order[held:]], gaps[order[:held]]
+    train, valid = gaps[rest], gaps[held_out]
     fits = {ridge: fit(train, ridge) for ridge in RIDGES}
     accuracy = {ridge: _accuracy(valid, weights) for ridge, weights in fits.items()}
     best = max(RIDGES, key=lambda ridge: (accuracy[ridge], ridge))
@@ -72,11 +72,24 @@ def run(recipe: RewardRecipe, *, model: str | Path, data: Sequence[str], out: Pa
 
         save_file({"weights": (fits[best] / scale).astype(np.float32)}, draft.dir / WEIGHTS)
         draft.meta.update(
-            model_digest=source.digest, ridge=best, pairs=len(train), held_out_pairs=held,
+            model_digest=source.digest, ridge=best, pairs=len(train), held_out_pairs=len(valid),
             held_out_accuracy=accuracy[best], train_accuracy=_accuracy(train, fits[best]),
             features=len(scale), max_tokens=recipe.max_tokens,
         )  # fmt: skip
     return open_artifact(out)
+
+
+def hold_out(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Places to hold out and to fit on. Pairs of one prompt stay together: their answers come again and again."""
+    by_prompt: dict[Any, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        by_prompt.setdefault(pair.prompt, []).append(place)
+    groups = list(by_prompt.values())
+    held: list[int] = []
+    rest: list[int] = []
+    for number in np.random.default_rng(seed).permutation(len(groups)):
+        (held if len(held) < fraction * len(pairs) else rest).extend(groups[number])
+    return held, rest
 
 
 def fit(gaps: Floats, ridge: float) -> Floats:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgealign.artifact import open_artifact
-from edgealign.data.forms import Message
+from edgealign.data.forms import Message, Pair
 from edgealign.errors import ArtifactError, EdgealignError, InputError, UsageError
 from edgealign.judges import endpoint, revise, reward, sample
 from edgealign.judges.judge import open_judge, verdict
@@ -129,6 +129,14 @@ def liked_words(tmp_path: Path) -> Path:
     return file
 
 
+def test_pairs_of_one_prompt_are_on_one_side():
+    pairs = [Pair((Message("user", f"About {i % 5}?"),), f"yes {i}", f"no {i}") for i in range(50)]
+    held, rest = reward.hold_out(pairs, 0.3, seed=1)
+    assert sorted([*held, *rest]) == list(range(50))
+    assert len(held) == 20
+    assert not {pairs[i].prompt for i in held} & {pairs[i].prompt for i in rest}
+
+
 def test_a_reward_head_is_fitted_published_and_judges(tiny_model, liked_words, tmp_path):
     made = reward.run(RewardRecipe(threads=1), model=tiny_model, data=[str(liked_words)], out=tmp_path / "head")
     assert made.meta["held_out_accuracy"] > 0.9
@@ -153,7 +161,7 @@ def test_a_reward_head_of_another_model_is_refused(tiny_model, liked_words, tmp_
     (tmp_path / "elsewhere" / "head").rename(tmp_path / "head")
     with pytest.raises(ArtifactError, match="is not the model that the reward head was fitted on"):
         reward.open_reward(tmp_path / "head", model=tmp_path / "other")
-    with pytest.raises(InputError, match="3 pairs: are too few"):
+    with pytest.raises(InputError, match="3 pairs: of 3 prompts are too few"):
         reward.run(RewardRecipe(limit=3), model=tiny_model, data=[str(liked_words)], out=tmp_path / "few")
     assert not (tmp_path / "few").exists()
 

@@ -1,0 +1,82 @@
+"""benchmarks/objectives.py and dpo_vs_trl.py: flipped labels, the papers' claims beside what was found."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from edgealign.data.forms import Message, Pair
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(objective: str, seed: int, tokens: float, accuracy: float, *, flipped: float = 0.0) -> dict[str, Any]:
+    return {
+        "objective": objective, "flipped": flipped, "seed": seed, "failed": None, "perplexity": 100.0,
+        "ranking": {"accuracy": {"mean": {"value": accuracy}}, "kl_on_data": 0.01, "displacement": -0.1},
+        "writing": {"tokens": {"value": tokens}, "doom_loops": 0.0, "win_rate": {"controlled": 0.5, "raw": 0.6}},
+    }  # fmt: skip
+
+
+def test_a_share_of_the_labels_is_flipped_and_the_rest_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = load("objectives", monkeypatch)
+    rows = [Pair((Message("user", f"{i}"),), f"good {i}", f"bad {i}", margin=1.0 if i % 2 else None) for i in range(50)]
+    drawn = program.draw_pairs(rows, 40, 0.2, seed=3)
+    assert sum(pair.chosen.startswith("bad") for pair in drawn) == 8
+    assert {pair.user_id for pair in drawn} == {"ukp", "hh"}
+    clean = program.draw_pairs(rows, 40, 0.0, seed=3)
+    assert [pair.prompt for pair in clean] == [pair.prompt for pair in drawn]
+    assert all(pair.chosen.startswith("good") for pair in clean)
+
+
+def test_a_claim_is_confirmed_where_every_seed_agrees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    report = load("objectives_report", monkeypatch)
+    rows = [run("dpo", 0, 30, 0.6), run("dpo", 1, 30, 0.6), run("ln_dpo", 0, 20, 0.6), run("ln_dpo", 1, 25, 0.6),
+            run("ld_dpo", 0, 20, 0.6), run("ld_dpo", 1, 35, 0.6), run("rdpo_length", 0, 31, 0.6)]  # fmt: skip
+    found = {entry["claim"].split()[0]: entry["verdict"] for entry in report.judge_claims(rows)}
+    assert found == {"LN-DPO": "seen in every seed", "LD-DPO": "mixed", "R-DPO": "not seen in any seed"}
+    failed = {**run("dpo", 2, 1, 0.1), "failed": "loss nan: stopped being a number"}
+    result = {
+        "runs": [*rows, failed],
+        "settings": {"pairs": 1, "learning_rate": 1e-4, "seeds": 2, "held_out": 3, "prompts": 4},
+        "judge": {"held_out_accuracy": 0.6}, "start": {"tokens": 20.0, "doom_loops": 0.1, "perplexity": 99.0},
+        "machine": {"cpu": "A CPU", "cores_usable": 2, "os": "An OS"},
+    }  # fmt: skip
+    text = report.render(result)
+    assert "| ln_dpo | 60% [60%, 60%] |" in text
+    assert "seen in every seed" in text
+    report.draw(result, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_the_race_with_trl_says_whether_the_goal_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = load("dpo_vs_trl", monkeypatch)
+    variants = {
+        name: {"seconds": {"median": 32 / speed, "sd": 0.1}, "pairs_per_s": speed, "peak_bytes": 2**30}
+        for name, speed in (("trl", 1.0), ("trl-tuned", 2.0), ("ours", 5.0))
+    }
+    result = {
+        "machine": {"cpu": "A CPU"}, "quiet": True,
+        "settings": {"pairs": 32, "pair_tokens": 280, "batch": 8, "dtype": "float32", "threads": 2, "repetitions": 3},
+        "comparisons": [{"shape": "s", "kind": "full", "loss_gap": 1e-6, "variants": variants, "memory": 1.0,
+                         "reached": False}],
+    }  # fmt: skip
+    text = program.render(result)
+    assert "| s | full | trl-tuned | 16.00 ± 0.10 | 2.00 | 2.50x | 1.00 | 1e-06 |" in text
+    assert "not reached" in text
