@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -32,10 +32,18 @@ def option(
     le: float | None = None,
     lt: float | None = None,
     choices: Sequence[str] | None = None,
+    resolve: Callable[[str], str] | None = None,
 ) -> Any:
-    """A recipe field. `source` names the paper, table or measurement behind the default."""
+    """A recipe field.
+
+    Args:
+        source: the paper, table or measurement behind the default.
+        choices: all values that there are.
+        resolve: the name that a value stands for; it raises a RecipeError where there is none.
+    """
     bounds = {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None}
-    metadata = {"help": help, "source": source, "unit": unit, "bounds": bounds, "choices": choices}
+    metadata = {"help": help, "source": source, "unit": unit, "bounds": bounds, "choices": choices,
+                "resolve": resolve}  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -55,7 +63,11 @@ def build(cls: type[R], values: Mapping[str, object], *, where: str) -> R:
             continue
         try:
             kept[key] = _convert(value, hints[key])
+            if resolve := fields[key].metadata.get("resolve"):
+                kept[key] = resolve(str(kept[key]))
             _check_bounds(kept[key], fields[key])
+        except RecipeError as error:
+            mistakes.append(error.line())
         except ValueError as error:
             mistakes.append(f"{key} = {value!r} {error}")
     if mistakes:
@@ -97,7 +109,7 @@ def schema(cls: type) -> dict[str, dict[str, Any]]:
         described[entry.name] = {
             "type": _type_name(hints[entry.name]),
             "default": list(entry.default) if isinstance(entry.default, tuple) else entry.default,
-            **{key: value for key, value in entry.metadata.items() if value},
+            **{key: value for key, value in entry.metadata.items() if value and key != "resolve"},
         }
     return described
 

@@ -34,6 +34,7 @@ class Trial:
     kl: float | None = None
     correlation: float | None = None
     top1: float | None = None
+    feeding: float | None = None  # largest gap between one pass and single tokens, in deviations of the logits
     prefill: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
     predicted: float | None = None  # decode, where nothing was timed
@@ -101,6 +102,8 @@ def excess(trial: Trial, gate: VerifyRecipe, kl_budget: float) -> str | None:
         return f"under the parity gate (corr_{bits}bit = {alike:g})"
     if trial.top1 is not None and trial.top1 < least:
         return f"under the parity gate (top1_{bits}bit = {least:g})"
+    if trial.feeding is not None and trial.feeding > gate.state_tolerance:
+        return f"over the parity gate (state_tolerance = {gate.state_tolerance:g}, a prompt against its single tokens)"
     return None
 
 

@@ -76,6 +76,7 @@ def describe(found: Found) -> dict[str, Any]:
                 "tensor_types": list(trial.mixture.groups), "types": trial.types,
                 "file_bytes": trial.file_bytes or None, "token_bytes": trial.token_bytes or None,
                 "kl": trial.kl, "correlation": trial.correlation, "top1": trial.top1,
+                "feeding": trial.feeding,
                 "skipped": trial.error, "verdict": _verdict(found, trial),
                 "decode": {**trial.speed(), "samples": trial.decode, "predicted": trial.predicted is not None},
                 "prefill": {**trial.speed("prefill"), "samples": trial.prefill},

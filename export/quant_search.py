@@ -196,8 +196,18 @@ class _Workbench:
         finite = bool(np.isfinite(found.kl))
         trial.kl, trial.correlation = (found.kl, found.correlation) if finite else (None, None)
         trial.top1 = found.top1
+        trial.feeding = self._feed(bundle)
         trial.error = None if finite else "its logits are not all numbers"
         self._release(file)
+
+    def _feed(self, bundle: Bundle) -> float:
+        """The gate's other question that some mixtures fail: is a prompt the same in one pass and token by token?"""
+        with closing(open_bundle(bundle, self.job.gate, exact=True)) as session:
+            tokens = feeding_tokens(self.job.gate, int(session.info()["vocab"]))
+            rows = session.score(tokens)
+            session.reset()
+            singles = np.stack([session.step(token) for token in tokens])
+        return float(np.abs(singles - rows).max() / rows.std())
 
     def _time(self, trial: Trial, timer: Timer, turn: str, repetitions: int) -> None:
         known = self.memory["times"].setdefault(trial.label, {})
@@ -291,8 +301,14 @@ class _Workbench:
         write_atomic(self.work / MEMORY, json.dumps(self.memory))
 
 
+def feeding_tokens(gate: VerifyRecipe, vocab: int) -> list[int]:
+    """Random tokens, as many as the gate's longest prompt has."""
+    rng = np.random.default_rng(gate.seed)
+    return [int(token) for token in rng.integers(0, vocab, max(gate.prompt_lengths))]
+
+
 def _facts(trial: Trial) -> dict[str, Any]:
-    kept = ("error", "types", "file_bytes", "token_bytes", "kl", "correlation", "top1")
+    kept = ("error", "types", "file_bytes", "token_bytes", "kl", "correlation", "top1", "feeding")
     return {name: getattr(trial, name) for name in kept}
 
 

@@ -108,6 +108,20 @@ def trainable() -> tuple[str, ...]:
     return tuple(key for key, entry in OBJECTIVES.items() if not entry.is_list and set(entry.columns) <= PAIR_FACTS)
 
 
+def trainable_name(name: str) -> str:
+    """The key that a name in a recipe stands for.
+
+    Raises:
+        RecipeError: no objective, several, or one that reads more than rows of pairs hold.
+    """
+    entry = find(name)
+    if entry.key in trainable():
+        return entry.key
+    needs = "lists of graded answers" if entry.is_list else ", ".join(sorted(set(entry.columns) - PAIR_FACTS))
+    reason = f"reads {needs}, which rows of pairs do not hold"
+    raise RecipeError(f"objective {name}", reason, "it is a function for your own loop: docs/objectives.md")
+
+
 def parse_settings(items: Sequence[str]) -> dict[str, float]:
     """`["gamma=0.3"]` to numbers by name.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgealign.objectives.table import trainable
+from edgealign.objectives.table import trainable, trainable_name
 from edgealign.recipe import option
 
 _LFM2 = "LFM2 report, arXiv 2511.23404"
@@ -173,7 +173,8 @@ class PreferenceRecipe(TrainRecipe):
     """Preference training on pairs."""
 
     objective: str = option(
-        "ln_dpo", choices=trainable(), help="the loss", source="arXiv 2407.15229; Tulu 3 dpo_norm"
+        "ln_dpo", choices=trainable(), resolve=trainable_name, help="the loss; docs/objectives.md describes them",
+        source="arXiv 2407.15229; Tulu 3 dpo_norm",
     )
     beta: float | None = option(
         None, gt=0.0, help="strength; none: the objective's own. One on the scale of another reduction is refused",

@@ -76,6 +76,8 @@ def test_the_budget_and_the_gates_bound_the_choice() -> None:
     assert excess(trial("q8_0+head=q4_0", 0.03), GATE, 0.1) is None
     assert excess(trial("q4_0", 0.01, correlation=0.5), GATE, 0.1) == "under the parity gate (corr_4bit = 0.7)"
     assert excess(trial("q4_0", 0.01, top1=0.5), GATE, 0.1) == "under the parity gate (top1_4bit = 0.8)"
+    assert "a prompt against its single tokens" in str(excess(trial("q4_k_s", 0.01, feeding=0.27), GATE, 0.1))
+    assert excess(trial("q4_k_s", 0.01, feeding=0.04), GATE, 0.1) is None
 
 
 def test_groups_are_raised_only_where_a_base_loses_too_much_with_every_head() -> None:

@@ -11,6 +11,8 @@ from edgealign.objectives import absolute, contrast, lists, reduce, states, term
 from edgealign.objectives.entries import AMBIGUOUS, OBJECTIVES
 from edgealign.objectives.page import render
 from edgealign.objectives.table import CONFIDENCE, check_beta, find, names, read_settings, trainable
+from edgealign.recipe import build
+from edgealign.train.recipes import PreferenceRecipe
 
 
 @pytest.mark.parametrize("key", OBJECTIVES)
@@ -129,6 +131,19 @@ def test_numbers_that_cannot_be_are_refused(key, given, words):
 def test_a_recipe_can_name_what_rows_of_pairs_are_enough_for():
     assert {"ln_dpo", "dpo", "simpo", "ada_dpo", "ln_apo_zero", "lfm2", "modpo", "lcpo_latent"} <= set(trainable())
     assert not {"kto", "lipo_lambda", "mrpo", "tpo_triple"} & set(trainable())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("rpo", "is the short name of 4 methods; say rpo_regularized"), ("lndpo", r"did you mean ln_dpo\?"),
+        ("tpo_triple", "reads gold, which rows of pairs do not hold"), ("lipo_lambda", "reads lists of graded answers"),
+    ],
+)  # fmt: skip
+def test_a_recipe_takes_aliases_and_says_what_is_wrong_with_a_name(name, words):
+    assert build(PreferenceRecipe, {"objective": "sigmoid_norm"}, where="w").objective == "ln_dpo"
+    with pytest.raises(RecipeError, match=words):
+        build(PreferenceRecipe, {"objective": name}, where="w")
 
 
 def test_the_table_and_the_recipes_load_without_torch():
