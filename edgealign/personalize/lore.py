@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-NEWTON_STEPS, CLOSE = 40, 1e-6
+NEWTON_STEPS, CLOSE, WHOLE_STEP = 40, 1e-6, 0.25
 CHUNK = 16_384  # users fitted at once
 EM_ROUNDS, REFINE_STEPS = 3, 60
 HELD_OUT = 4  # every fourth choice of a seen user decides how far directions reach
@@ -94,24 +94,32 @@ def fit_users(projected: Tensor, mask: Tensor | None = None, *, precision: float
 
 
 def _newton(projected: Tensor, there: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """Each step is of the users that are not there yet."""
     offset, gaps = projected[..., 0], projected[..., 1:]  # (U, k), (U, k, B)
-    rank = gaps.shape[-1]
-    prior = precision * torch.eye(rank, dtype=gaps.dtype)
-    weights = torch.zeros(len(gaps), rank, dtype=gaps.dtype)
-    factor = prior.expand(len(gaps), rank, rank)
-    for step in range(NEWTON_STEPS + 1):
-        wrong = torch.sigmoid(-(offset + torch.einsum("ukb,ub->uk", gaps, weights)))  # P(the other answer)
-        curve = gaps * (wrong * (1 - wrong) * there)[..., None]
-        factor = torch.linalg.cholesky(curve.transpose(1, 2) @ gaps + prior)
-        if step == NEWTON_STEPS:
-            break
-        slope = precision * weights - torch.einsum("ukb,uk->ub", gaps, wrong * there)
+    weights = torch.zeros(gaps.shape[0], gaps.shape[2], dtype=gaps.dtype)
+    left = torch.arange(len(gaps))
+    for _ in range(NEWTON_STEPS):
+        x, own, some = gaps[left], weights[left], there[left]
+        wrong, factor = _curvature(offset[left], x, own, some, precision)
+        slope = precision * own - torch.einsum("ukb,uk->ub", x, wrong * some)
         change = torch.cholesky_solve(slope[..., None], factor)[..., 0]
-        decrement = (slope * change).sum(1, keepdim=True).clamp(min=0).sqrt()
-        weights = weights - change / (1 + decrement)  # a whole step overshoots where choices are far from a tie
-        if float(change.abs().max()) < CLOSE:
+        decrement = (slope * change).sum(1).clamp(min=0).sqrt()
+        # Far from the end a whole step overshoots: the curvature there is that of choices that are no tie any more.
+        size = torch.where(decrement > WHOLE_STEP, 1 / (1 + decrement), torch.ones_like(decrement))
+        weights[left] = own - change * size[:, None]
+        left = left[decrement > CLOSE]
+        if not len(left):
             break
+    factor = _curvature(offset, gaps, weights, there, precision)[1]
     return weights, torch.cholesky_inverse(factor)
+
+
+def _curvature(offset: Tensor, gaps: Tensor, weights: Tensor, there: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """(U, k) probabilities of the other answer, and the Cholesky factor of the loss's Hessian (U, B, B)."""
+    wrong = torch.sigmoid(-(offset + torch.einsum("ukb,ub->uk", gaps, weights)))
+    curve = gaps * (wrong * (1 - wrong) * there)[..., None]
+    prior = precision * torch.eye(gaps.shape[-1], dtype=gaps.dtype)
+    return wrong, torch.linalg.cholesky(curve.transpose(1, 2) @ gaps + prior)
 
 
 def learn_basis(gaps: Floats, users: npt.NDArray[np.int64], *, rank: int, ridge: float = 1e-3, seed: int = 0) -> Basis:

@@ -1,0 +1,77 @@
+"""How long does it take to fit a million users, features given? And the released few-shot step, for a thousand of them.
+
+    python benchmarks/lore_speed.py --out docs/results/lore_speed
+
+Random features and choices: 16 choices, rank 16. The goal is 90 core-seconds for a million users, and 100 times the
+released step (LoRe's code: Adam, 500 iterations, no prior), both per user, on one thread, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from edgealign.artifact import write_atomic
+from edgealign.bench.machine import busy, machine_card
+from edgealign.errors import writing
+from edgealign.personalize.lore import fit_released, fit_users
+
+RANK, CHOICES = 16, 16
+GOAL_S, GOAL_RATIO = 90.0, 100.0
+PART = 100_000  # users at once: their choices are 220 MiB
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=1_000_000)
+    parser.add_argument("--released", type=int, default=1000, help="users that the released step is timed on")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    card = machine_card()
+    samples: dict[str, list[float]] = {"ours": [], "released": []}
+    for number in range(args.repetitions):
+        generator = torch.Generator().manual_seed(number)
+        seconds = 0.0
+        for start in range(0, args.users, PART):
+            count = min(PART, args.users - start)
+            gaps = torch.randn(count, CHOICES, RANK + 1, generator=generator, dtype=torch.float64)
+            before = time.process_time()
+            fit_users(gaps)
+            seconds += time.process_time() - before
+        samples["ours"].append(seconds / args.users)
+        gaps = torch.randn(args.released, CHOICES, RANK, generator=generator, dtype=torch.float64)
+        before = time.process_time()
+        fit_released(gaps)
+        samples["released"].append((time.process_time() - before) / args.released)
+    ours, released = (statistics.median(samples[name]) for name in ("ours", "released"))
+    result = {
+        "machine": card, "quiet": not busy(card), "users": args.users, "rank": RANK, "choices": CHOICES,
+        "core_seconds_per_user": samples, "million_users_s": ours * 1e6, "times_faster": released / ours,
+    }  # fmt: skip
+    spread = f"{min(samples['ours']) * 1e6:.1f} to {max(samples['ours']) * 1e6:.1f}"
+    text = "\n".join([
+        f"{args.users:,} users, {CHOICES} choices, rank {RANK}, one thread of {card['cpu']}, {args.repetitions} runs.",
+        "",
+        "| | core-seconds for a million users | goal |", "|---|---|---|",
+        f"| MAP, Newton's method, batched | {ours * 1e6:.1f} ({spread}) | {GOAL_S:g} |",
+        f"| LoRe's released few-shot step | {released * 1e6:.0f} | |", "",
+        f"{released / ours:.0f} times faster (goal {GOAL_RATIO:g}).",
+    ])  # fmt: skip
+    if args.out:
+        with writing(args.out):
+            args.out.mkdir(parents=True, exist_ok=True)
+            write_atomic(args.out / "result.json", json.dumps(result, indent=1) + "\n")
+            write_atomic(args.out / "table.md", text + "\n")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
