@@ -26,6 +26,7 @@ from edgealign.runtimes.executorch_names import ADAPTED, FORWARD, architecture
 from edgealign.runtimes.lora_inputs import INPUTS_FILE, LoraInput, write_inputs
 
 LARGEST_RANK = 256
+SHARED_FROM = 65_536  # elements
 EXAMPLE_RANK, EXAMPLE_TOKENS = 4, 3
 BATCH = 512  # tokens of a prompt fed at once, plus one; the program plans its memory for them
 LONGEST_CONTEXT = 4096  # every position of the KV cache is memory that the program takes when it is loaded
@@ -80,17 +81,40 @@ def lower(programs: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
     from executorch.exir.passes import MemoryPlanningPass
     from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 
-    edge = to_edge_transform_and_lower(
-        dict(programs), partitioner=[XnnpackPartitioner()], constant_methods=dict(facts),
-        compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-    )
-    return edge.to_executorch(
-        ExecutorchBackendConfig(
-            extract_delegate_segments=True, do_quant_fusion_and_const_prop=True,
-            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
-            sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+    with _shared_weights():
+        edge = to_edge_transform_and_lower(
+            dict(programs), partitioner=[XnnpackPartitioner()], constant_methods=dict(facts),
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
         )
-    )
+        return edge.to_executorch(
+            ExecutorchBackendConfig(
+                extract_delegate_segments=True, do_quant_fusion_and_const_prop=True,
+                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+                sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+            )
+        )
+
+
+@contextlib.contextmanager
+def _shared_weights() -> Iterator[None]:
+    """ExecuTorch copies a program whole before it works on it, once for each method; weights are only read."""
+    own: dict[type, Any] = {kind: kind.__deepcopy__ for kind in (torch.Tensor, torch.nn.Parameter)}
+
+    def share(self: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+        if type(self) in own and self.device.type == "cpu" and self.numel() >= SHARED_FROM:
+            return self
+        copied: torch.Tensor = own[torch.nn.Parameter if isinstance(self, torch.nn.Parameter) else torch.Tensor](
+            self, memo
+        )
+        return copied
+
+    for kind in own:
+        kind.__deepcopy__ = share  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for kind, method in own.items():
+            kind.__deepcopy__ = method  # type: ignore[attr-defined]
 
 
 def program_facts(
