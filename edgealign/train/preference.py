@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from edgealign.objectives.table import Objective, check_beta, find, parse_settin
 from edgealign.progress import say
 from edgealign.train import processes
 from edgealign.train.curves import PREFERENCE_PANELS
-from edgealign.train.examples import load_pairs
+from edgealign.train.examples import Examples, load_pairs
 from edgealign.train.layout import Tree
 from edgealign.train.recipes import PreferenceRecipe
 from edgealign.train.reference import reference_scores
@@ -57,7 +58,6 @@ def run(
 
     def make_task(base: Base, trees: Sequence[Tree]) -> PreferenceTask:
         reference = None
-        _require_facts(objective, trees)
         users.update(dict.fromkeys(str(tree.facts["user"]) for tree in trees if "user" in objective.columns))
         if objective.needs_reference:
             reference = reference_scores(
@@ -65,9 +65,14 @@ def run(
             )
         return PreferenceTask(trees, objective, beta, reference, settings, tuple(users), state)
 
+    def load_examples(tokenizer: Any) -> Examples:
+        examples = load_pairs(list(data), tokenizer, recipe, valid=list(valid))
+        _require_facts(objective, [*examples.train, *examples.held_out])
+        return examples
+
     plan = Plan(
         name="dpo",
-        load_examples=lambda tokenizer: load_pairs(list(data), tokenizer, recipe, valid=list(valid)),
+        load_examples=load_examples,
         make_task=make_task,
         panels=PREFERENCE_PANELS,
         facts={"objective": objective.key, "beta": beta, "citation": objective.citation,
