@@ -27,6 +27,7 @@ from edgealign.data.synthetic import write_jsonl
 from edgealign.errors import InputError, UsageError
 from edgealign.judges.judge import open_judge
 from edgealign.judges.recipes import FilterRecipe
+from edgealign.progress import say
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -66,6 +67,8 @@ def run(recipe: FilterRecipe, *, data: Sequence[str], judges: Sequence[str], out
     kept, changed = apply(pairs, strength, recipe)
     if not kept:
         raise InputError(f"{len(pairs)} pairs", "are all left out", "loosen the rules")
+    counts = ", ".join(f"{reason}: {number}" for reason, number in changed.items())
+    say(f"{len(kept)} of {len(pairs)} pairs are kept ({counts or 'nothing was asked for'})")
     with publish(out, kind="dataset", format="jsonl", stage="pairs_filter", recipe=recipe, inputs=inputs) as draft:
         write_jsonl(draft.dir / "train.jsonl", [to_json(pair) for pair in kept])
         draft.meta.update(rows={"train.jsonl": len(kept)}, changed=dict(changed), judges=len(judges))

@@ -13,7 +13,7 @@ _LFM2 = "LFM2 report, arXiv 2511.23404, as secondary sources give it"
 class RewardRecipe:
     """A linear reward head on frozen states."""
 
-    valid_fraction: float = option(0.2, gt=0.0, lt=0.9, help="share of the pairs held back; they choose the ridge")
+    valid_fraction: float = option(0.2, gt=0.0, lt=0.9, help="share of the pairs held back, whole prompts")
     skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
     limit: int | None = option(None, ge=1, unit="rows", help="read no more than this many rows of each file")
     max_tokens: int = option(1024, ge=8, unit="tokens", help="longest conversation; its end is kept")

@@ -7,7 +7,8 @@ The features of an answer are the model's last hidden states, averaged over the 
 
     -log sigmoid(w . (f(chosen) - f(rejected))) + ridge |w|^2 / 2
 
-by Newton's method; the ridge is chosen by the held-out pairs. Shape legend: P pairs, D hidden size, F = 2 D.
+by Newton's method. A part of the pairs that are fitted on chooses the ridge; the held-out ones decide nothing.
+Shape legend: P pairs, D hidden size, F = 2 D.
 """
 
 from __future__ import annotations
@@ -64,16 +65,15 @@ def run(recipe: RewardRecipe, *, model: str | Path, data: Sequence[str], out: Pa
     scale = np.concatenate(sides).std(0).clip(min=1e-6)
     gaps = (sides[0] - sides[1]) / scale
     train, valid = gaps[rest], gaps[held_out]
-    fits = {ridge: fit(train, ridge) for ridge in RIDGES}
-    accuracy = {ridge: _accuracy(valid, weights) for ridge, weights in fits.items()}
-    best = max(RIDGES, key=lambda ridge: (accuracy[ridge], ridge))
+    best = choose_ridge([pairs[place] for place in rest], train, recipe)
+    weights = fit(train, best)
     with publish(out, kind="basis", format="reward", stage="reward", recipe=recipe, inputs=inputs) as draft:
         from safetensors.numpy import save_file
 
-        save_file({"weights": (fits[best] / scale).astype(np.float32)}, draft.dir / WEIGHTS)
+        save_file({"weights": (weights / scale).astype(np.float32)}, draft.dir / WEIGHTS)
         draft.meta.update(
             model_digest=source.digest, ridge=best, pairs=len(train), held_out_pairs=len(valid),
-            held_out_accuracy=accuracy[best], train_accuracy=_accuracy(train, fits[best]),
+            held_out_accuracy=_accuracy(valid, weights), train_accuracy=_accuracy(train, weights),
             features=len(scale), max_tokens=recipe.max_tokens,
         )  # fmt: skip
     return open_artifact(out)
@@ -90,6 +90,15 @@ def hold_out(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[in
     for number in np.random.default_rng(seed).permutation(len(groups)):
         (held if len(held) < fraction * len(pairs) else rest).extend(groups[number])
     return held, rest
+
+
+def choose_ridge(pairs: Sequence[Pair], gaps: Floats, recipe: RewardRecipe) -> float:
+    """The ridge that ranks a held-back part of these pairs best; the largest where none can be held back."""
+    back, rest = hold_out(pairs, recipe.valid_fraction, recipe.seed)
+    if not back or not rest:
+        return RIDGES[-1]
+    accuracy = {ridge: _accuracy(gaps[back], fit(gaps[rest], ridge)) for ridge in RIDGES}
+    return max(RIDGES, key=lambda ridge: (accuracy[ridge], ridge))
 
 
 def fit(gaps: Floats, ridge: float) -> Floats:

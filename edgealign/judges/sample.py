@@ -30,7 +30,7 @@ from edgealign.judges.judge import Judge, open_judge
 from edgealign.judges.recipes import SampleRecipe
 from edgealign.judges.rejection import accept
 from edgealign.models.load import load_tokenizer
-from edgealign.progress import track
+from edgealign.progress import say, track
 from edgealign.runtimes.generate import generate
 from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.recipes import Sampling
@@ -82,6 +82,8 @@ def run(
     if not pairs:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
         raise InputError(f"{len(asked)} prompts", f"gave no pair ({reasons})", "more --samples, or another judge")
+    counts = ", ".join(f"{reason}: {number}" for reason, number in left_out.items())
+    say(f"{len(pairs)} pairs of {len(asked)} prompts" + (f" ({counts})" if counts else ""))
     with publish(out, kind="dataset", format="jsonl", stage="pairs", recipe=recipe, inputs=inputs) as draft:
         write_jsonl(draft.dir / "train.jsonl", [to_json(pair) for pair, _, _ in pairs])
         draft.meta.update(
