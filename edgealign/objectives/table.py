@@ -94,11 +94,11 @@ def find(name: str) -> Objective:
     raise RecipeError(f"objective {name}", f"there is no such objective{hint}", f"choose one of: {', '.join(names())}")
 
 
-def names(*, lists: bool = True) -> tuple[str, ...]:
-    """Keys of all objectives; those of pairs only, if so asked."""
+def names() -> tuple[str, ...]:
+    """Keys of all objectives."""
     from edgealign.objectives.entries import OBJECTIVES
 
-    return tuple(key for key, entry in OBJECTIVES.items() if lists or not entry.is_list)
+    return tuple(OBJECTIVES)
 
 
 def trainable() -> tuple[str, ...]:
