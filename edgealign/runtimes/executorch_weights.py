@@ -31,15 +31,58 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
 
 PROBED_ROWS = 8  # of a matrix, to find its counterpart; the caller compares all of it
+HEADER_BYTES = 256  # at least as long as the header of any version
 FLOAT, BYTE = 6, 1  # ExecuTorch's scalar types
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One constant of the program: its values, and whether they are floats as they were."""
+    """One constant of the program, read when asked for: a program's weights as floats are several times its file."""
 
-    values: Floats
-    kept: bool
+    shape: tuple[int, ...]
+    kept: bool  # as floats, as they were
+    read: Callable[[int], Floats]  # its first rows
+
+    @property
+    def values(self) -> Floats:
+        return self.read(self.shape[0])
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A program, its plan for `forward`, and the file's pages, of which nothing is copied."""
+
+    program: Any
+    plan: Any
+    pages: npt.NDArray[np.uint8]
+    base: int  # where segments begin
+
+    def segment(self, index: int) -> npt.NDArray[np.uint8]:
+        found = self.program.segments[index]
+        start = self.base + found.offset
+        if start + found.size > len(self.pages):
+            raise ValueError(f"segment {index} ends beyond the file")
+        return self.pages[start : start + found.size]
+
+    def constant(self, index: int) -> npt.NDArray[np.uint8]:
+        """A tensor of the program's own, by its place in the constant buffer; it may be followed by others."""
+        inline = self.program.constant_segment
+        if not inline.offsets:
+            return np.frombuffer(bytes(self.program.constant_buffer[index].storage), np.uint8)
+        return self.segment(inline.segment_index)[inline.offsets[index] :]
+
+    def payload(self, delegate: Any) -> bytes:
+        """What a delegate keeps: its graph."""
+        from executorch.exir.schema import DataLocation
+
+        place = delegate.processed
+        if place.location == DataLocation.INLINE:
+            return bytes(self.program.backend_delegate_data[place.index].data)
+        return self.segment(place.index).tobytes()
+
+    def named(self) -> dict[str, npt.NDArray[np.uint8]]:
+        """The weights that delegates ask for by name."""
+        return {entry.key: self.segment(entry.segment_index) for entry in self.program.named_data or []}
 
 
 def stored_weights(
@@ -84,13 +127,13 @@ def stored_weights(
 def count_token_bytes(file: Path) -> int:
     """Bytes of weights that one decoded token reads: every constant of `forward`, and one row of the embedding
     and of its scales."""
-    program, plan, _ = _open(file)
+    opened = _open(file)
     sizes: dict[str, int] = {}
-    for delegate in plan.delegates:
-        for entry in _read_graph(_payload(program, delegate))["constant_data"]:
+    for delegate in opened.plan.delegates:
+        for entry in _read_graph(opened.payload(delegate))["constant_data"]:
             sizes[entry.get("named_key", "")] = int(entry.get("size", 0))
     total = sum(sizes.values())
-    plain = [(tuple(tensor.sizes), int(tensor.scalar_type)) for _, tensor in _plain_constants(plan)]
+    plain = [(tuple(tensor.sizes), int(tensor.scalar_type)) for _, tensor in _plain_constants(opened.plan)]
     tables = {shape[0] for shape, kind in plain if kind == BYTE and len(shape) == 2}
     for shape, kind in plain:
         count = math.prod(shape) * (4 if kind == FLOAT else 1)
@@ -103,10 +146,10 @@ def _nearest(wanted: Floats, constants: Iterable[Stored], *, kept: bool | None =
     """The stored tensor of this shape whose first rows are closest; None where no shape fits."""
     best, least = None, np.inf
     for entry in constants:
-        if entry.values.shape != wanted.shape or (kept is not None and entry.kept != kept):
+        if entry.shape != wanted.shape or (kept is not None and entry.kept != kept):
             continue
-        probed = slice(None) if wanted.ndim == 1 else slice(PROBED_ROWS)
-        gap = float(np.linalg.norm(entry.values[probed] - wanted[probed]))
+        rows = len(wanted) if wanted.ndim == 1 else min(PROBED_ROWS, len(wanted))
+        gap = float(np.linalg.norm(entry.read(rows) - wanted[:rows]))
         if gap < least:
             best, least = entry, gap
     return best
@@ -114,33 +157,34 @@ def _nearest(wanted: Floats, constants: Iterable[Stored], *, kept: bool | None =
 
 def _constants(file: Path) -> Iterator[Stored]:
     """The program's own constants, then those of its delegates."""
-    program, plan, named = _open(file)
-
-    def stored(key: str) -> bytes:
-        return bytes(named.buffers[named.pte_data[key].buffer_index])
-
-    yield from _program_constants(program, plan)
-    for delegate in plan.delegates:
-        yield from _delegate_constants(_payload(program, delegate), stored)
+    opened = _open(file)
+    named = opened.named()
+    yield from _program_constants(opened)
+    for delegate in opened.plan.delegates:
+        yield from _delegate_constants(opened.payload(delegate), named)
 
 
-def _open(file: Path) -> tuple[Any, Any, Any]:
-    """The program, its plan for `forward`, and the data that its delegates ask for by name."""
+def _open(file: Path) -> Opened:
+    """executorch's own reader copies every segment three times; this takes the file's pages as they are."""
     try:
-        from executorch.exir._serialize._program import deserialize_pte_binary
+        from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
+        from executorch.exir._serialize._program import _get_extended_header
     except ImportError as error:
         raise ToolMissing("executorch", "is needed to read it", "pip install 'edgealign[executorch]'") from error
     try:
-        read = deserialize_pte_binary(file.read_bytes())
-        plan = next(plan for plan in read.program.execution_plan if plan.name == FORWARD)
-    except Exception as error:  # flatc and its reader raise what a damaged file makes them raise
+        pages = np.memmap(file, np.uint8, mode="r")
+        header = _get_extended_header(pages[:HEADER_BYTES].tobytes())
+        whole = header is None or not header.is_valid()
+        size, base = (len(pages), 0) if whole else (header.program_size, header.segment_base_offset)
+        program = _flatbuffer_to_program(pages[:size].tobytes())
+        plan = next(plan for plan in program.execution_plan if plan.name == FORWARD)
+        opened = Opened(program, plan, pages, base)
+        for index in range(len(program.segments)):
+            opened.segment(index)
+    except Exception as error:  # its reader raises what a damaged file makes it raise
         reason = f"is no readable ExecuTorch program with a method {FORWARD} ({type(error).__name__})"
         raise InputError(file, reason, "export it again: edgealign export --target executorch") from error
-    return read.program, plan, read.named_data
-
-
-def _payload(program: Any, delegate: Any) -> bytes:
-    return bytes(program.backend_delegate_data[delegate.processed.index].data)
+    return opened
 
 
 def _plain_constants(plan: Any) -> Iterator[tuple[int, Any]]:
@@ -152,25 +196,25 @@ def _plain_constants(plan: Any) -> Iterator[tuple[int, Any]]:
             yield index, tensor
 
 
-def _program_constants(program: Any, plan: Any) -> Iterator[Stored]:
+def _program_constants(opened: Opened) -> Iterator[Stored]:
     """Constant tensors: norms and taps in floats, and an embedding of bytes with a scale for each row."""
-    tables: list[tuple[Any, Any]] = []
-    scales: list[Any] = []
-    for index, tensor in _plain_constants(plan):
-        raw, sizes, kind = program.constant_buffer[index].storage, tuple(tensor.sizes), int(tensor.scalar_type)
+    tables: list[npt.NDArray[np.int8]] = []
+    scales: list[Floats] = []
+    for index, tensor in _plain_constants(opened.plan):
+        sizes, kind = tuple(tensor.sizes), int(tensor.scalar_type)
         if kind == FLOAT:
-            values = np.frombuffer(bytes(raw), np.float32, count=math.prod(sizes)).reshape(sizes)
+            values = opened.constant(index)[: 4 * math.prod(sizes)].view(np.float32).reshape(sizes)
             scales.append(values)
-            yield Stored(values.reshape(-1) if values.ndim > 1 and 1 in values.shape else values, True)
+            yield _whole(values.reshape(-1) if values.ndim > 1 and 1 in values.shape else values)
         elif kind == BYTE and len(sizes) == 2:
-            tables.append((np.frombuffer(bytes(raw), np.int8, count=math.prod(sizes)).reshape(sizes), sizes[0]))
-    for table, rows in tables:
-        scale = next((entry for entry in scales if entry.size == rows), None)
+            tables.append(opened.constant(index)[: math.prod(sizes)].view(np.int8).reshape(sizes))
+    for table in tables:
+        scale = next((entry for entry in scales if entry.size == len(table)), None)
         if scale is not None:
-            yield Stored(table.astype(np.float32) * scale.reshape(-1, 1), False)
+            yield _scaled(table.shape, scale.reshape(-1, 1), _rows(table))
 
 
-def _delegate_constants(payload: bytes, stored: Callable[[str], bytes]) -> Iterator[Stored]:
+def _delegate_constants(payload: bytes, named: Mapping[str, npt.NDArray[np.uint8]]) -> Iterator[Stored]:
     """The matrices of one XNNPACK graph."""
     graph = _read_graph(payload)
     keys = [entry.get("named_key", "") for entry in graph["constant_data"]]
@@ -181,30 +225,53 @@ def _delegate_constants(payload: bytes, stored: Callable[[str], bytes]) -> Itera
         index = tensor.get("constant_buffer_idx", 0)
         if not index or len(tensor["dims"]) != 2:
             continue
-        rows, columns = tensor["dims"]
-        raw = stored(keys[index])
+        shape = (int(tensor["dims"][0]), int(tensor["dims"][1]))
+        raw = named[keys[index]]
         if tensor["datatype"] == "xnn_datatype_fp32":
-            yield Stored(np.frombuffer(raw, np.float32).reshape(rows, columns), True)
+            yield _whole(raw[: 4 * math.prod(shape)].view(np.float32).reshape(shape))
             continue
         assert scheme is not None, tensor
-        numbers = _unpack(raw, rows, columns) if "int4" in tensor["datatype"] else np.frombuffer(raw, np.int8)
-        scales = _scales(stored(keys[scheme["scale_buffer_idx"]]), int(scheme["num_scales"]))
-        groups = numbers.reshape(rows, scales.size // rows, -1).astype(np.float32) * scales.reshape(rows, -1, 1)
-        yield Stored(groups.reshape(rows, columns), False)
+        scales = _scales(named[keys[scheme["scale_buffer_idx"]]], int(scheme["num_scales"])).reshape(shape[0], -1)
+        whole = "int4" not in tensor["datatype"]
+        read = _rows(raw[: math.prod(shape)].view(np.int8).reshape(shape)) if whole else _nibbles(raw, shape)
+        yield _scaled(shape, scales, read)
 
 
-def _scales(raw: bytes, count: int) -> Floats:
+def _whole(values: Floats) -> Stored:
+    return Stored(values.shape, True, lambda rows: values[:rows])
+
+
+def _scaled(shape: tuple[int, ...], scales: Floats, numbers: Callable[[int], npt.NDArray[np.int8]]) -> Stored:
+    """Whole numbers (O, I) with scales (O, G)."""
+
+    def read(rows: int) -> Floats:
+        groups = numbers(rows).reshape(rows, scales.shape[1], -1).astype(np.float32)
+        groups *= scales[:rows, :, None]
+        return groups.reshape(rows, shape[1])
+
+    return Stored(shape, False, read)
+
+
+def _rows(table: npt.NDArray[np.int8]) -> Callable[[int], npt.NDArray[np.int8]]:
+    return lambda rows: table[:rows]
+
+
+def _scales(raw: npt.NDArray[np.uint8], count: int) -> Floats:
     """Scales of groups are bfloat16, those of rows 32-bit floats."""
     if len(raw) >= 4 * count:
-        return np.frombuffer(raw, np.float32)[:count]
-    return (np.frombuffer(raw, np.uint16)[:count].astype(np.uint32) << 16).view(np.float32)
+        return raw[: 4 * count].view(np.float32)
+    return (raw[: 2 * count].view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-def _unpack(raw: bytes, rows: int, columns: int) -> npt.NDArray[np.int8]:
+def _nibbles(raw: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Callable[[int], npt.NDArray[np.int8]]:
     """Two numbers in a byte, the low half first, stored with 8 added."""
-    packed = np.frombuffer(raw, np.uint8).reshape(rows, -1)
-    pairs = np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, -1)[:, :columns]
-    return np.asarray(pairs.astype(np.int8) - 8, dtype=np.int8)
+
+    def read(rows: int) -> npt.NDArray[np.int8]:
+        packed = raw.reshape(shape[0], -1)[:rows]
+        pairs = np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, -1)[:, : shape[1]]
+        return np.asarray(pairs.astype(np.int8) - 8, dtype=np.int8)
+
+    return read
 
 
 def _read_graph(payload: bytes) -> dict[str, Any]:
