@@ -158,7 +158,7 @@ def learn_basis(gaps: Floats, users: npt.NDArray[np.int64], *, rank: int, ridge:
 
 def _learn(x: Tensor, who: Tensor, count: int, rank: int, ridge: float) -> tuple[Tensor, Tensor]:
     """(F,) everybody's direction and (F, B) the others, such that the users' weights have mean 0 and covariance 1."""
-    mean = _population(x, ridge)
+    mean = fit_population(x, ridge)
     left = torch.sigmoid(-(x @ mean))[:, None] * x  # (N, F): each choice's gradient
     counts = torch.bincount(who, minlength=count).clamp(min=1).to(x.dtype)
     by_user = torch.zeros(count, x.shape[1], dtype=x.dtype).index_add_(0, who, left) / counts[:, None]
@@ -210,7 +210,7 @@ def fit_released(projected: Tensor, *, steps: int = 500, rate: float = 0.1, seed
     return np.asarray(torch.softmax(raw.detach(), -1).numpy())
 
 
-def _population(x: Tensor, ridge: float) -> Tensor:
+def fit_population(x: Tensor, ridge: float) -> Tensor:
     """(F,) ridge logistic regression on all choices, by Newton's method."""
     weights = torch.zeros(x.shape[1], dtype=x.dtype)
     eye = torch.eye(x.shape[1], dtype=x.dtype)

@@ -1,0 +1,93 @@
+"""GPM: preferences that may go in circles (arXiv 2410.02197), with a user's gates of the planes by MAP.
+
+An answer is a vector of m planes, two numbers each; in plane j the score of two answers is the area between their
+vectors, a_j(y1) b_j(y2) - b_j(y1) a_j(y2): it turns its sign with the answers, but need not be a difference of rewards.
+A user prefers y1 by sum_j gate_j area_j; the gates are everybody's plus the user's own, which have the prior
+N(0, 1 / precision) and are found by LoRe's Newton.
+
+As in the paper: skew-symmetric planes, the logistic loss. Ours: linear embeddings of frozen features *with* a constant
+(a plane with (w.y, 1) is Bradley-Terry, which is therefore included), no normalisation of the vectors (it would undo
+that), and gates per user in place of gates per prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, minimise, shaped
+from edgealign.personalize.lore import fit_users
+
+PLANES, STEPS, RIDGE = 8, 200, 1e-3
+PRECISIONS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0, 1e4)  # the last: nobody has gates of their own
+
+
+@dataclass(frozen=True)
+class General:
+    """`first`, `second`: the two sides of each plane; `gates`: everybody's."""
+
+    first: Floats = shaped("F", "M")
+    second: Floats = shaped("F", "M")
+    first_constant: Floats = shaped("M")
+    second_constant: Floats = shaped("M")
+    gates: Floats = shaped("M")
+    scale: Floats = shaped("F")
+    precision: float = 1.0
+    name: ClassVar[str] = "gpm"
+
+    @classmethod
+    def learn(cls, choices: Choices, *, seed: int = 0, planes: int = PLANES) -> General:
+        return learn_calibrated(partial(_learn, seed=seed, planes=planes), choices, "precision", PRECISIONS, seed)
+
+    @property
+    def state_size(self) -> int:
+        return len(self.gates)
+
+    def fit(self, choices: Choices) -> State:
+        areas = self._areas(choices)
+        offset = areas @ torch.from_numpy(self.gates)
+        fitted = fit_users(torch.cat([offset[:, None], areas], 1)[None], precision=self.precision)
+        return fitted.weights[0].astype(np.float32)
+
+    def margins(self, state: State, pairs: Choices) -> Floats:
+        found: Floats = self._areas(pairs).numpy() @ (self.gates + state.astype(np.float64))
+        return found
+
+    def _areas(self, choices: Choices) -> Tensor:
+        """(N, M)"""
+        parts = (self.first, self.second, self.first_constant, self.second_constant)
+        return _areas(*choices.scaled(self.scale), *map(torch.from_numpy, parts))
+
+
+def _areas(chosen: Tensor, rejected: Tensor, first: Tensor, second: Tensor, one: Tensor, two: Tensor) -> Tensor:
+    return (chosen @ first + one) * (rejected @ second + two) - (chosen @ second + two) * (rejected @ first + one)
+
+
+def _learn(choices: Choices, *, seed: int, planes: int) -> General:
+    """Planes, everybody's gates and the seen users' own, together; they start as random Bradley-Terry directions."""
+    scale = choices.gaps.std(0).clip(min=1e-9)
+    chosen, rejected = choices.scaled(scale)
+    names, place = np.unique(choices.users, return_inverse=True)
+    who, width = torch.from_numpy(place), chosen.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return 0.3 * torch.randn(*shape, generator=generator, dtype=torch.float64) / width**0.5
+
+    # The first side is small, the second nearly the constant 1.
+    first, second, one = random(width, planes), random(width, planes) * 0.3, torch.zeros(planes, dtype=torch.float64)
+    parts = [first, second, one, one + 1, one + 0.5, torch.zeros(len(names), planes, dtype=torch.float64)]
+
+    def loss() -> Tensor:
+        own = parts[5]
+        margin = (_areas(chosen, rejected, *parts[:4]) * (parts[4] + own[who])).sum(1)
+        shared = sum(((part**2).sum() for part in (*parts[:2], parts[4])), torch.zeros((), dtype=torch.float64))
+        return torch.nn.functional.softplus(-margin).mean() + 0.5 * (own**2).sum() / len(who) + 0.5 * RIDGE * shared
+
+    found = [part.numpy() for part in minimise(parts, loss, STEPS)[:5]]
+    return General(*found, scale)
