@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, minimise, shaped
+from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, minimise
 from edgealign.personalize.lore import fit_users
 
 PLANES, STEPS, RIDGE = 8, 200, 1e-3
@@ -31,12 +31,12 @@ PRECISIONS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0, 1e4)  # the last: nobod
 class General:
     """`first`, `second`: the two sides of each plane; `gates`: everybody's."""
 
-    first: Floats = shaped("F", "M")
-    second: Floats = shaped("F", "M")
-    first_constant: Floats = shaped("M")
-    second_constant: Floats = shaped("M")
-    gates: Floats = shaped("M")
-    scale: Floats = shaped("F")
+    first: Annotated[Floats, "F M"]
+    second: Annotated[Floats, "F M"]
+    first_constant: Annotated[Floats, "M"]
+    second_constant: Annotated[Floats, "M"]
+    gates: Annotated[Floats, "M"]
+    scale: Annotated[Floats, "F"]
     precision: float = 1.0
     name: ClassVar[str] = "gpm"
 

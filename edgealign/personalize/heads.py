@@ -4,8 +4,9 @@
     state = head.fit(own)                              # a new user: some numbers, 4 bytes each on disk
     margins = head.margins(state, pairs)               # (N,) log-odds that the first answer is the chosen one
 
-A head is a frozen dataclass of arrays, whose shapes are declared by letters (`shaped("F", "B")`), and of positive
-numbers. That is all `save_head` and `load_head` need to know: `head.safetensors` beside `head.json`, no code in either.
+A head is a frozen dataclass of arrays, whose shapes are declared by letters (`Annotated[Floats, "F B"]`), and of
+positive numbers. That is all `save_head` and `load_head` need to know: `head.safetensors` beside `head.json`, and no
+code in either.
 
 Shape legend: N pairs, F features, P prompt features, S numbers of a user.
 """
@@ -18,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -134,12 +135,15 @@ class Head(Protocol):
         ...
 
 
-def shaped(*letters: str) -> Any:
-    """A dataclass field that holds an array; equal letters within a head are equal sizes."""
-    return dataclasses.field(metadata={"shape": letters})
+def shapes_of(head: type[Any]) -> dict[str, list[str]]:
+    """The arrays of a head's class; equal letters are equal sizes."""
+    hints = get_type_hints(head, include_extras=True)
+    return {name: hint.__metadata__[0].split() for name, hint in hints.items() if hasattr(hint, "__metadata__")}
 
 
-def learn_calibrated(learn: Callable[[Choices], H], choices: Choices, name: str, values: Sequence[float], seed: int) -> H:
+def learn_calibrated(
+    learn: Callable[[Choices], H], choices: Choices, name: str, values: Sequence[float], seed: int
+) -> H:
     """A head from all users, with the value of one setting that served users best whom it was not learned from.
 
     A head fits the users whom it is learned from better than it will fit others; how far a new user may go with k
@@ -214,13 +218,10 @@ def save_head(head: Head, folder: Path) -> None:
     """
     from safetensors.numpy import save_file
 
-    arrays, settings = {}, {}
-    for field in dataclasses.fields(head):  # type: ignore[arg-type]
-        value = getattr(head, field.name)
-        if "shape" in field.metadata:
-            arrays[field.name] = np.ascontiguousarray(value)
-        else:
-            settings[field.name] = value
+    shapes = shapes_of(type(head))
+    arrays = {name: np.ascontiguousarray(getattr(head, name)) for name in shapes}
+    names = [field.name for field in dataclasses.fields(head)]  # type: ignore[arg-type]
+    settings = {name: getattr(head, name) for name in names if name not in shapes}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / DESCRIPTION).unlink(missing_ok=True)
@@ -244,7 +245,7 @@ def load_head(folder: Path) -> Head:
     if not file.is_file():
         raise InputError(file, "is not there", AGAIN)
     shapes = {name: entry["shape"] for name, entry in check_safetensors(file).items()}
-    fields = {field.name: field.metadata["shape"] for field in dataclasses.fields(made) if "shape" in field.metadata}
+    fields = shapes_of(made)
     if set(shapes) != set(fields):
         raise InputError(file, f"does not hold the arrays of a {made.name} head ({', '.join(fields)})", AGAIN)
     sizes: dict[str, int] = {}
@@ -283,7 +284,7 @@ def _read_description(file: Path) -> tuple[dict[str, Any], Any]:
         made = HEADS.load(name) if isinstance(name, str) else None
     except RecipeError as error:
         raise InputError(file, f"{name} {error.reason}", AGAIN) from error
-    wanted = {field.name for field in dataclasses.fields(made) if "shape" not in field.metadata} if made else set()
+    wanted = {field.name for field in dataclasses.fields(made)} - set(shapes_of(made)) if made else set()
     if made is None or set(settings) != wanted:
         raise InputError(file, f"does not describe a head: {name!r} has the settings {sorted(wanted)}", AGAIN)
     for key, value in settings.items():

@@ -8,12 +8,12 @@ of the seen users, because the released code has nobody in particular.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 
-from edgealign.personalize.heads import Choices, Floats, State, shaped
+from edgealign.personalize.heads import Choices, Floats, State
 from edgealign.personalize.lore import Basis, fit_released, fit_users, learn_basis
 
 RELEASED_STEPS, RELEASED_RATE, RELEASED_SCALE = 1000, 0.5, 100.0
@@ -23,9 +23,9 @@ RELEASED_STEPS, RELEASED_RATE, RELEASED_SCALE = 1000, 0.5, 100.0
 class Lore:
     """Everybody's direction and a user's signed weights of the others, by MAP."""
 
-    mean: Floats = shaped("F")
-    directions: Floats = shaped("F", "B")
-    scale: Floats = shaped("F")
+    mean: Annotated[Floats, "F"]
+    directions: Annotated[Floats, "F B"]
+    scale: Annotated[Floats, "F"]
     name: ClassVar[str] = "lore"
 
     @classmethod
@@ -55,9 +55,9 @@ class Lore:
 class LoreReleased:
     """Softmax weights of reward directions; `usual`: the seen users' mean weights."""
 
-    directions: Floats = shaped("F", "B")
-    usual: Floats = shaped("B")
-    scale: Floats = shaped("F")
+    directions: Annotated[Floats, "F B"]
+    usual: Annotated[Floats, "B"]
+    scale: Annotated[Floats, "F"]
     name: ClassVar[str] = "lore-released"
 
     @classmethod

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, shaped
+from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated
 from edgealign.personalize.lore import fit_population
 from edgealign.personalize.mixture import TAUS, hedge
 
@@ -31,9 +31,9 @@ GAME_ROUNDS, GAME_RATE = 400, 0.5
 class MaxMin:
     """`heads`: the groups' rewards; `prior`: logarithms of their weights in the shared one."""
 
-    heads: Floats = shaped("K", "F")
-    prior: Floats = shaped("K")
-    scale: Floats = shaped("F")
+    heads: Annotated[Floats, "K F"]
+    prior: Annotated[Floats, "K"]
+    scale: Annotated[Floats, "F"]
     tau: float = 1.0
     name: ClassVar[str] = "maxmin"
 

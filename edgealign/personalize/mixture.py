@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edgealign.errors import UsageError
-from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, minimise, shaped
+from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, minimise
 from edgealign.personalize.lore import fit_population
 
 HEADS_COUNT, STEPS, RIDGE, ENTROPY, SPREAD = 8, 200, 1e-3, 0.5, 0.5
@@ -33,10 +33,10 @@ TAUS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 1e6)  # the last: labels are not he
 class Mixture:
     """`router` (P = 0 where no prompts were given) and `constant`: logits of the heads before any label."""
 
-    heads: Floats = shaped("K", "F")
-    router: Floats = shaped("P", "K")
-    constant: Floats = shaped("K")
-    scale: Floats = shaped("F")
+    heads: Annotated[Floats, "K F"]
+    router: Annotated[Floats, "P K"]
+    constant: Annotated[Floats, "K"]
+    scale: Annotated[Floats, "F"]
     tau: float = 1.0
     name: ClassVar[str] = "micro"
 
