@@ -96,7 +96,8 @@ def weigh_groups(heads: Floats, pairs: Floats) -> Floats:
         pairs: (N, F) gaps; which side was chosen does not matter.
     """
     own = pairs @ heads.T
-    spread = np.sqrt((own**2).mean(0)).clip(min=1e-12)
+    largest = np.abs(own).max(0).clip(min=np.finfo(np.float64).tiny)  # squares of large rewards would overflow
+    spread = largest * np.sqrt(((own / largest) ** 2).mean(0)).clip(min=1e-12)
     own = own / spread
     logs = np.zeros(len(heads))  # the adversary's
     best, least = logs, -np.inf

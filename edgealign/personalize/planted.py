@@ -77,6 +77,17 @@ def curve(head: Head, people: Sequence[Person], ks: Sequence[int] = KS) -> dict[
     return {k: np.array(values) for k, values in found.items()}
 
 
+def exchanged(people: Sequence[Person]) -> list[Person]:
+    """Control: everybody's choices are the next one's."""
+    return [Person(people[(place + 1) % len(people)].own, person.held_out) for place, person in enumerate(people)]
+
+
+def shuffled(people: Sequence[Person], seed: int = 0) -> list[Person]:
+    """Control: labels by coin."""
+    rng = np.random.default_rng(seed)
+    return [Person(person.own.turned(rng.random(len(person.own)) < 0.5), person.held_out) for person in people]
+
+
 def accuracy(head: Head, state: State, pairs: Choices) -> float:
     """Share of pairs that are ranked as the user did."""
     margins = head.margins(state, pairs)
