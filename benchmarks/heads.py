@@ -87,7 +87,7 @@ def measure(name: str, kind: str, args: argparse.Namespace) -> dict[str, Any]:
         "band": {k: band(values) for k, values in accuracy.items()},
         "gain": {k: float((values - accuracy[0]).mean()) for k, values in accuracy.items()},
         "gain_band": {k: band(values - accuracy[0]) for k, values in accuracy.items()},
-        "worst_decile": {k: float(np.sort(values)[: max(1, len(values) // 10)].mean()) for k, values in accuracy.items()},
+        "worst_decile": {k: float(np.sort(values)[: -(-len(values) // 10)].mean()) for k, values in accuracy.items()},
         "controls": {name: float(np.concatenate(parts).mean()) for name, parts in controls.items()},
     }  # fmt: skip
 

@@ -15,7 +15,8 @@ def render(result: Mapping[str, Any]) -> str:
     ks = list(rows[0]["accuracy"])
     lines = [
         f"{settings['seen']} seen users of {settings['choices']} choices, {settings['unseen']} new users x "
-        f"{settings['seeds']} seeds, 200 unseen pairs each. Accuracy, mean over users; ± half the 95 % bootstrap interval.",
+        f"{settings['seeds']} seeds, 200 unseen pairs each. Accuracy, mean over users; ± half the 95 % bootstrap "
+        "interval.",
     ]  # fmt: skip
     for kind in dict.fromkeys(row["population"] for row in rows):
         head = " | ".join(f"k={k}" for k in ks)

@@ -45,6 +45,7 @@ HEADS = Registry(
         "pal-b": "edgealign.personalize.ideal_points:PalB",
         "micro": "edgealign.personalize.mixture:Mixture",
         "gpm": "edgealign.personalize.general:General",
+        "mrm": "edgealign.personalize.meta:Meta",
         "maxmin": "edgealign.personalize.max_min:MaxMin",
     },
 )

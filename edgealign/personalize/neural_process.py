@@ -86,6 +86,20 @@ def split_context(
     return order[:cut], order[cut : cut + targets]
 
 
+def pad_choices(
+    batch: list[tuple[Tensor, Tensor]], rows: list[npt.NDArray[np.int64]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(U, k, F) chosen and rejected with (U, k) which are there, for users with different numbers of choices."""
+    longest = max(len(own) for own in rows)
+    sides = [batch[0][0].new_zeros(len(batch), longest, batch[0][0].shape[1]) for _ in range(2)]
+    there = torch.zeros(len(batch), longest, dtype=torch.bool)
+    for place, (pairs, own) in enumerate(zip(batch, rows, strict=True)):
+        for side, values in zip(sides, pairs, strict=True):
+            side[place, : len(own)] = values[torch.from_numpy(own)]
+        there[place, : len(own)] = True
+    return sides[0], sides[1], there
+
+
 def _encode(weights: Weights, chosen: Tensor, rejected: Tensor, there: Tensor) -> Tensor:
     """(U, k, F) and (U, k) which choices there are -> (U, Z)."""
     users, count = there.shape
@@ -131,7 +145,7 @@ def _learn(choices: Choices, seed: int, steps: int) -> NeuralProcess:
     for step in range(steps):
         batch = [trained[place] for place in rng.integers(0, len(trained), min(BATCH, len(trained)))]
         splits = [split_context(rng, len(chosen)) for chosen, _ in batch]
-        context, asked = (_pad(batch, [split[part] for split in splits]) for part in (0, 1))
+        context, asked = (pad_choices(batch, [split[part] for split in splits]) for part in (0, 1))
         z = _encode(weights, *context)
         chosen, rejected, there = asked
         margin = _reward(weights, chosen, z) - _reward(weights, rejected, z)
@@ -146,20 +160,6 @@ def _learn(choices: Choices, seed: int, steps: int) -> NeuralProcess:
             if waited == PATIENCE:
                 break
     return best
-
-
-def _pad(
-    batch: list[tuple[Tensor, Tensor]], rows: list[npt.NDArray[np.int64]]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(U, k, F) chosen and rejected with (U, k) which are there, for users with different numbers of choices."""
-    longest = max(len(own) for own in rows)
-    sides = [batch[0][0].new_zeros(len(batch), longest, batch[0][0].shape[1]) for _ in range(2)]
-    there = torch.zeros(len(batch), longest, dtype=torch.bool)
-    for place, (pairs, own) in enumerate(zip(batch, rows, strict=True)):
-        for side, values in zip(sides, pairs, strict=True):
-            side[place, : len(own)] = values[torch.from_numpy(own)]
-        there[place, : len(own)] = True
-    return sides[0], sides[1], there
 
 
 def _start(features: int, seed: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgealign.personalize.heads import Choices
-from edgealign.personalize.neural_process import NeuralProcess, _encode, _pad, _start, split_context
+from edgealign.personalize.neural_process import NeuralProcess, _encode, _start, pad_choices, split_context
 from edgealign.personalize.planted import Population
 
 
@@ -27,14 +27,14 @@ def test_contexts_of_every_length_are_drawn_none_included():
     assert {len(split_context(rng, 12, longest=10)[0]) for _ in range(500)} == set(range(11))
 
 
-def test_padding_and_users_beside_one_are_not_read():
+def testpad_choicesding_and_users_beside_one_are_not_read():
     rng = np.random.default_rng(0)
     weights = _start(6, seed=0)
     batch = [tuple(torch.from_numpy(rng.normal(size=(9, 6))).float() for _ in range(2)) for _ in range(3)]
     rows = [np.arange(9), np.array([4, 2]), np.arange(0)]
-    together = _encode(weights, *_pad(batch, rows))
+    together = _encode(weights, *pad_choices(batch, rows))
     for place, (pairs, own) in enumerate(zip(batch, rows, strict=True)):
-        alone = _encode(weights, *_pad([pairs], [own]))
+        alone = _encode(weights, *pad_choices([pairs], [own]))
         assert together[place].numpy() == pytest.approx(alone[0].numpy(), abs=1e-5)
 
 
