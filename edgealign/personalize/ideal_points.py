@@ -175,7 +175,7 @@ def _linearise(parts: Parts, weights: Tensor) -> tuple[Tensor, Tensor]:
     return margins, slopes * weights - (slopes @ weights)[:, None] * weights
 
 
-def _start(choices: Choices, prototypes: int, seed: int) -> tuple[Floats, Tensor, Tensor, list[Tensor]]:
+def _start(choices: Choices, prototypes: int, seed: int) -> tuple[Floats, Tensor, list[Tensor]]:
     """Scale, who chose, random points; the last of the list: the seen users' own numbers."""
     scale = choices.gaps.std(0).clip(min=1e-9)
     names, place = np.unique(choices.users, return_inverse=True)
@@ -190,7 +190,7 @@ def _start(choices: Choices, prototypes: int, seed: int) -> tuple[Floats, Tensor
         0.3 * random(width, dimensions) / width**0.5, random(prototypes, dimensions),
         torch.zeros(prototypes, dtype=torch.float64), 0.1 * random(len(names), prototypes),
     ]  # fmt: skip
-    return scale, torch.from_numpy(place), random(1, 1), points
+    return scale, torch.from_numpy(place), points
 
 
 def _regularised(margins: Tensor, own: Tensor, shared: list[Tensor]) -> Tensor:
@@ -201,7 +201,7 @@ def _regularised(margins: Tensor, own: Tensor, shared: list[Tensor]) -> Tensor:
 
 
 def _learn_a(choices: Choices, *, seed: int, prototypes: int) -> PalA:
-    scale, who, _, parts = _start(choices, prototypes, seed)
+    scale, who, parts = _start(choices, prototypes, seed)
     chosen, rejected = choices.scaled(scale)
 
     def loss() -> Tensor:
@@ -213,7 +213,7 @@ def _learn_a(choices: Choices, *, seed: int, prototypes: int) -> PalA:
 
 
 def _learn_b(choices: Choices, *, seed: int, prototypes: int) -> PalB:
-    scale, who, _, parts = _start(choices, prototypes, seed)
+    scale, who, parts = _start(choices, prototypes, seed)
     chosen, rejected = choices.scaled(scale)
     prompts = None if choices.prompts is None else torch.from_numpy(choices.prompts.astype(np.float64))
     turn = torch.zeros(0 if prompts is None else prompts.shape[1], *parts[1].shape, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """MRM: reward directions and a start for users' weights from which one step goes far (MAML; arXiv 2601.18731).
 
-    w = start + rate / (SATURATION + k) sum_i sigmoid(-margin_i) gap_i directions        margin_i = gap_i directions start
+    w = start + sum_i sigmoid(-margin_i) gap_i directions / (SATURATION + k),     margin_i = gap_i directions start
 
 Directions and start are learned through that step: on a seen user's other choices, where users who are served worse
 than the median weigh more (as released: sigmoid((loss - median) / 0.5)). Ours: signed weights (released: a softmax of

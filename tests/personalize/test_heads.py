@@ -90,8 +90,8 @@ def test_neither_the_order_of_choices_nor_the_side_of_an_answer_is_read(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_seed_is_one_head(name):
     seen = Population("signed-1", attributes=3, features=6).draw(30, 10, part=0)
-    brief = {"np-btl": {"steps": 60}, "mrm": {"steps": 60}, "lore": {"rank": 3}, "lore-released": {"steps": 50}}.get(name, {})
-    one, two, three = (HEADS.load(name).learn(seen, seed=seed, **brief) for seed in (1, 1, 2))
+    brief = {"lore": {"rank": 3}} | dict.fromkeys(("np-btl", "mrm", "lore-released"), {"steps": 60})
+    one, two, three = (HEADS.load(name).learn(seen, seed=seed, **brief.get(name, {})) for seed in (1, 1, 2))
     arrays = list(shapes_of(type(one)))
     assert all(np.array_equal(getattr(one, each), getattr(two, each)) for each in arrays)
     if name not in ("lore", "maxmin"):  # which start from nothing random here
