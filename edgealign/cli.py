@@ -13,7 +13,18 @@ from typing import Annotated
 
 import typer
 
-from edgealign import __version__, cli_advise, cli_bench, cli_chat, cli_data, cli_eval, cli_options, cli_pairs, stages
+from edgealign import (
+    __version__,
+    cli_advise,
+    cli_bench,
+    cli_chat,
+    cli_data,
+    cli_eval,
+    cli_options,
+    cli_pairs,
+    cli_users,
+    stages,
+)
 from edgealign.cli_options import (
     AdapterOption,
     ConfigOption,
@@ -25,7 +36,7 @@ from edgealign.cli_options import (
     emit,
     takes_recipe,
 )
-from edgealign.errors import EdgealignError, RecipeError, writing
+from edgealign.errors import EdgealignError, writing
 from edgealign.progress import hush_libraries
 
 app = typer.Typer(
@@ -42,6 +53,9 @@ app.add_typer(config_app, name="config")
 app.add_typer(cli_eval.app, name="eval")
 app.add_typer(cli_pairs.app, name="pairs")
 app.command("reward")(cli_pairs.reward)
+app.command()(cli_users.basis)
+app.command()(cli_users.personalize)
+app.add_typer(cli_users.app, name="users")
 app.add_typer(
     cli_bench.app, name="bench", help="Measure prefill, decode, time to first token, load, memory and adapter swap."
 )
@@ -226,40 +240,6 @@ def merge(
     """Merge models of one base, or a LoRA into its base; --search tries several and keeps the best."""
     cli_options.run_stage(
         "merge", overrides, config, dry_run, json, models=model, base=base, data=data or [], adapter=adapter, out=out
-    )
-
-
-@app.command()
-@takes_recipe("personalize")
-def personalize(
-    *,
-    model: ModelOption,
-    out: OutOption,
-    choices: Annotated[str, typer.Option("--choices", help="the user's choices: pairs as JSONL")],
-    user: Annotated[str, typer.Option("--user", help="whose choices: the user_id")],
-    population: Annotated[
-        Path | None, typer.Option("--population", help="a LoRA fitted on many users, the start")
-    ] = None,
-    method: Annotated[str, typer.Option("--method", help="lora")] = "lora",
-    config: ConfigOption = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    overrides: Overrides,
-) -> None:
-    """Fit one user's adapter from 4 to 64 choices; published only if it ranks their held-out choices as well."""
-    if method != "lora":
-        raise RecipeError(method, "is not a personalisation method", "choose one of: lora")
-    cli_options.run_stage(
-        "personalize",
-        overrides,
-        config,
-        dry_run,
-        json,
-        model=model,
-        choices=choices,
-        user=user,
-        population=population,
-        out=out,
     )
 
 

@@ -1,4 +1,4 @@
-"""`edgealign data check | synth | prepare | reading | styles | answers`: look at training data, and make it."""
+"""`edgealign data check | synth | prepare | reading | styles | answers | candidates`: look at data, and make it."""
 
 from __future__ import annotations
 
@@ -125,4 +125,23 @@ def answers(
     """A model's own answers to the prompts, the best of a few that pass the rules: to make it surer of itself."""
     cli_options.run_stage(
         "own_answers", overrides, config, dry_run, json, model=model, sources=source or [], bundle=bundle, out=out
+    )
+
+
+@app.command("candidates")
+@takes_recipe("candidates")
+def candidates(
+    source: Annotated[list[str] | None, typer.Argument(help="conversations or pairs whose prompts are asked")] = None,
+    *,
+    model: ModelOption,
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="an export of the model to generate with")] = None,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Several answers to each prompt, in different styles: what planted users choose between (eval few-shot)."""
+    cli_options.run_stage(
+        "candidates", overrides, config, dry_run, json, model=model, sources=source or [], bundle=bundle, out=out
     )

@@ -1,4 +1,4 @@
-"""`edgealign eval personalization | language | chat | preferences`: reports on alignment, language, conversation."""
+"""`edgealign eval personalization | few-shot | language | chat | preferences`: reports with pictures."""
 
 from __future__ import annotations
 
@@ -53,6 +53,31 @@ def personalization(
         users=users,
         out=out,
     )
+
+
+@app.command("few-shot")
+@takes_recipe("eval_few_shot")
+def few_shot(
+    *,
+    model: ModelOption,
+    candidates: Annotated[
+        Path, typer.Option("--candidates", help="answers to choose between: edgealign data candidates")
+    ],
+    bundle: Annotated[
+        list[Path] | None, typer.Option("--bundle", help="an exported bundle of the model; repeatable")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="keep features here, so answers are read once")] = None,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Users with planted tastes: accuracy by number of choices, controls that must not help, what is said."""
+    cli_options.run_stage(
+        "eval_few_shot", overrides, config, dry_run, json,
+        model=model, candidates=candidates, bundles=bundle or [], cache=cache, out=out,
+    )  # fmt: skip
 
 
 @app.command()

@@ -10,6 +10,7 @@ that were cut, or hold a control token, are no candidates. Every pair keeps its 
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -134,15 +135,20 @@ def _draw(
 def _answers(
     recipe: SampleRecipe, session: Session, tokenizer: Any, messages: tuple[Message, ...], seed: int
 ) -> list[str]:
+    sampling = Sampling(temperature=recipe.temperature, min_p=recipe.min_p, max_tokens=recipe.max_new_tokens)
+    seeds = [seed * 97 + number for number in range(recipe.samples)]
+    return draw_answers(session, tokenizer, messages, sampling, seeds)
+
+
+def draw_answers(
+    session: Session, tokenizer: Any, messages: Sequence[Message], sampling: Sampling, seeds: Sequence[int]
+) -> list[str]:
+    """One answer a seed, without doubles and without those that were cut or hold a control token."""
     ids, end = encode_prompt(tokenizer, messages, typed=True), end_of_turn_id(tokenizer)
     found: dict[str, None] = {}
-    for number in range(recipe.samples):
+    for seed in seeds:
         session.reset()
-        sampling = Sampling(
-            temperature=recipe.temperature, min_p=recipe.min_p, max_tokens=recipe.max_new_tokens,
-            seed=seed * 97 + number,
-        )  # fmt: skip
-        said = generate(session, ids, sampling=sampling, stop={end})
+        said = generate(session, ids, sampling=dataclasses.replace(sampling, seed=seed), stop={end})
         text = str(tokenizer.decode(said.tokens)).strip()
         if said.finish == "stop" and text and not facts_of(tokenizer).control.search(text):
             found[text] = None

@@ -18,7 +18,7 @@ from edgealign.data.forms import Pair
 from edgealign.data.mapping import parse_mapping
 from edgealign.data.read import Loaded, read
 from edgealign.errors import InputError
-from edgealign.personalize.recipes import MAX_CHOICES, MIN_CHOICES, LoraRecipe
+from edgealign.personalize.recipes import MAX_CHOICES, MIN_CHOICES, EmbeddingRecipe, LoraRecipe
 from edgealign.progress import say
 from edgealign.registry import suggest
 
@@ -38,10 +38,24 @@ class Choices:
 
 
 def load_choices(source: str | Path, user: str, tokenizer: Any, recipe: LoraRecipe) -> Choices:
-    """The newest 4 to 64 usable choices of one user; later rows are newer.
+    """The newest 4 to 64 usable choices of one user, and which of them are held out.
 
     Raises:
         InputError: no pairs, no such user, fewer than four choices left.
+    """
+    own, facts, provenance = read_choices(source, user, tokenizer, recipe, least=MIN_CHOICES)
+    fitted, held_out = split(own, share=recipe.held_out)
+    facts |= {"fitted": len(fitted), "held_out": len(held_out)}
+    return Choices(tuple(fitted), tuple(held_out), facts, provenance)
+
+
+def read_choices(
+    source: str | Path, user: str, tokenizer: Any, recipe: LoraRecipe | EmbeddingRecipe, *, least: int
+) -> tuple[list[Pair], dict[str, int], Input]:
+    """The newest usable choices of one user, at most 64; later rows are newer. With counts and the file's digest.
+
+    Raises:
+        InputError: no pairs, no such user, fewer than `least` choices left.
     """
     loaded = read(source, form="pair", mapping=parse_mapping(recipe.map), skip_bad=recipe.skip_bad)
     rows = [row for row in loaded.rows if isinstance(row, Pair)]
@@ -51,19 +65,16 @@ def load_choices(source: str | Path, user: str, tokenizer: Any, recipe: LoraReci
     facts = {"rows": len(own)}
     own, facts["repeated"], facts["overridden"] = drop_repetitions(own)
     own, facts["unusable"] = _usable(own, tokenizer, recipe.max_tokens, source)
-    if len(own) < MIN_CHOICES:
+    if len(own) < least:
         left_out = facts["repeated"] + facts["overridden"] + facts["unusable"]
         why = f" that can be used ({left_out} left out: repeated, contradicted later or too long)" if left_out else ""
         raise InputError(
-            f"user {user}", f"has {len(own)} choice{'s' * (len(own) != 1)}{why}, a fit needs at least {MIN_CHOICES}",
+            f"user {user}", f"has {len(own)} choice{'s' * (len(own) != 1)}{why}, a fit needs at least {least}",
             "collect more, or use the model as it is until then",
         )
     if len(own) > MAX_CHOICES:
         say(f"user {user}: {len(own)} choices, the newest {MAX_CHOICES} are used")
-    own = own[-MAX_CHOICES:]
-    fitted, held_out = split(own, share=recipe.held_out)
-    facts |= {"fitted": len(fitted), "held_out": len(held_out)}
-    return Choices(tuple(fitted), tuple(held_out), facts, _provenance(loaded))
+    return own[-MAX_CHOICES:], facts, _provenance(loaded)
 
 
 def drop_repetitions(rows: Sequence[Pair]) -> tuple[list[Pair], int, int]:

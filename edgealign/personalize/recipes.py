@@ -54,3 +54,71 @@ class LoraRecipe:
     max_grad_norm: float = option(1.0, gt=0.0, help="gradients are clipped to this norm")
     threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use. Results repeat for one number")
     seed: int = option(0, ge=0, help="of the LoRA's random half and the order of the choices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasisRecipe:
+    """A reward basis from many users' choices."""
+
+    rank: int = option(8, ge=1, le=64, help="numbers of a user", source="LoRe, arXiv 2504.14439: 4 to 16 at this size")
+    components: int = option(64, ge=2, help="main components of the features that are kept")
+    max_tokens: int = option(512, ge=8, unit="tokens", help="of a prompt its end, of an answer its beginning")
+    skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
+    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    seed: int = option(0, ge=0, help="of who is held out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingRecipe:
+    """One user as weights on a basis, from 1 to 64 choices."""
+
+    map: tuple[str, ...] = option((), help="other column names, each as theirs=ours")
+    skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
+    max_tokens: int = option(512, ge=8, unit="tokens", help="of a prompt its end, of an answer its beginning")
+    prior_precision: float = option(
+        1.0, gt=0.0, help="of the prior, whose scale the basis learned: higher moves a user less"
+    )
+    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidatesRecipe:
+    """Several answers to each prompt, most of them under a request for a style."""
+
+    prompts: int = option(240, ge=4, help="prompts, drawn with the seed")
+    answers: int = option(8, ge=2, le=64, help="drawn answers per prompt; doubles and those that were cut are left out")
+    styled: float = option(0.75, ge=0.0, le=1.0, help="share of the answers that a request for a style was made for")
+    longest_prompt: int = option(600, ge=1, unit="characters", help="longer prompts are left out")
+    temperature: float = option(0.9, gt=0.0, help="of the drawn answers")
+    min_p: float = option(0.05, ge=0.0, lt=1.0, help="of the drawn answers")
+    max_new_tokens: int = option(128, ge=4, unit="tokens", help="longest answer; a cut one is left out")
+    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    seed: int = option(0, ge=0, help="of the prompts, the requests and the answers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotRecipe:
+    """How well a few choices tell a user, for users whose taste is planted."""
+
+    populations: tuple[str, ...] = option(
+        ("signed-0.1", "positive-0.1", "positive-10", "targets"),
+        help="kinds of taste: Dirichlet magnitudes with or without signs (10: users alike), or a point to be near to",
+    )
+    heads: tuple[str, ...] = option(("lore", "lore-released"), help="ways to learn a user on the same features")
+    flips: float = option(0.1, ge=0.0, lt=0.5, help="share of choices that are the wrong way round")
+    users: int = option(200, ge=10, help="seen users, who teach what users have in common")
+    pairs: int = option(45, ge=4, help="choices of a seen user", source="PersonalLLM's protocol, arXiv 2409.20296")
+    new_users: int = option(100, ge=10, help="unseen users")
+    asked: int = option(100, ge=10, help="held-out pairs of a user, without noise")
+    seen_prompts: float = option(0.6, gt=0.0, lt=1.0, help="share of the prompts that choices are made on")
+    components: int = option(64, ge=2, help="main components of the features that are kept")
+    rank: int = option(8, ge=1, help="numbers of a user")
+    seeds: int = option(2, ge=1, help="populations, splits of the prompts and users are drawn this often")
+    drawn: int = option(8, ge=2, help="plain answers per prompt to choose from (best of n)")
+    drawn_prompts: int = option(24, ge=2, help="unseen prompts that answers are drawn for")
+    strengths: tuple[float, ...] = option((1.0, 2.0, 4.0), help="of the tilt of the next token (tilt.py)")
+    temperature: float = option(0.9, gt=0.0, help="of those answers")
+    max_new_tokens: int = option(96, ge=4, unit="tokens", help="longest of those answers")
+    bootstrap: int = option(2000, ge=100, help="resamples of users for the 95 % intervals")
+    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    seed: int = option(0, ge=0, help="of everything")

@@ -1,0 +1,210 @@
+"""`edgealign basis | personalize` fit users; `edgealign users ask | list | show | rollback | forget` keep them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgealign import cli_options
+from edgealign.cli_options import (
+    ConfigOption,
+    DryRunOption,
+    JsonOption,
+    ModelOption,
+    OutOption,
+    Overrides,
+    takes_recipe,
+)
+from edgealign.errors import RecipeError, UsageError
+
+app = typer.Typer(help="The people of this machine and their adapters.", no_args_is_help=True, rich_markup_mode=None)
+METHODS = {"lora": "personalize", "lore": "personalize_embedding"}
+NameArgument = Annotated[str, typer.Argument(help="whose: a name in the registry")]
+RegistryOption = Annotated[
+    Path | None, typer.Option("--registry", help="directory; none: EDGEALIGN_USERS, or this account's own")
+]
+
+
+@takes_recipe("basis")
+def basis(
+    *,
+    model: ModelOption,
+    choices: Annotated[list[str], typer.Option("--choices", help="many users' pairs with user_id; repeatable")],
+    cache: Annotated[Path | None, typer.Option("--cache", help="keep features here, so answers are read once")] = None,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Learn what users have in common from many users' choices, for users as a few numbers."""
+    cli_options.run_stage(
+        "basis", overrides, config, dry_run, json, model=model, choices=choices, cache=cache, out=out
+    )
+
+
+@takes_recipe("personalize")
+def personalize(
+    *,
+    model: ModelOption,
+    out: OutOption,
+    choices: Annotated[str, typer.Option("--choices", help="the user's choices: pairs as JSONL")],
+    user: Annotated[str, typer.Option("--user", help="whose choices: the user_id")],
+    population: Annotated[
+        Path | None, typer.Option("--population", help="lora: a LoRA fitted on many users, the start")
+    ] = None,
+    basis: Annotated[Path | None, typer.Option("--basis", help="lore: what users have in common")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="lore: an export of the model that reads the answers")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="lora (weights) or lore (an embedding)")] = "lora",
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Fit one user: a LoRA from 4 to 64 choices, or an embedding from 1 on; published only if it does no harm."""
+    if method not in METHODS:
+        raise RecipeError(method, "is not a personalisation method", f"choose one of: {', '.join(METHODS)}")
+    arguments: dict[str, Any] = {"model": model, "choices": choices, "user": user, "out": out}
+    if method == "lora":
+        _refuse(method, {"--basis": basis, "--bundle": bundle})
+        arguments["population"] = population
+    else:
+        if basis is None:
+            raise UsageError("--basis", "is missing", "learn one: edgealign basis --model M --choices PAIRS --out DIR")
+        _refuse(method, {"--population": population, **_foreign(METHODS[method], overrides)})
+        arguments.update(basis=basis, bundle=bundle)
+    cli_options.run_stage(METHODS[method], overrides, config, dry_run, json, **arguments)
+
+
+@app.command()
+def ask(
+    name: NameArgument,
+    *,
+    model: ModelOption,
+    basis: Annotated[Path, typer.Option("--basis", help="what users have in common")],
+    candidates: Annotated[
+        Path, typer.Option("--candidates", help="answers to choose between: edgealign data candidates")
+    ],
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="an export of the model to read answers with")] = None,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="ask at most this many")] = 8,
+    registry: RegistryOption = None,
+) -> None:
+    """Which of these two do you prefer? Asks what teaches most, and fits after every choice."""
+    from edgealign.personalize import ask as asking
+    from edgealign.personalize.users import Users
+
+    with Users(registry) as users:
+        asking.run(users, name, model=model, basis=basis, candidates=candidates, bundle=bundle, questions=questions)
+
+
+@app.command("list")
+def list_users(*, registry: RegistryOption = None, json: JsonOption = False) -> None:
+    """Who is here, with how many choices and what they want."""
+    from edgealign.personalize.users import Users
+
+    with Users(registry) as users:
+        rows = [_plain(users.user(name)) for name in users.names()]
+    cli_options.emit({"users": rows}, json=json, text=_list_text)
+
+
+@app.command()
+def show(name: NameArgument, *, registry: RegistryOption = None, json: JsonOption = False) -> None:
+    """The versions of one user's adapter: from how many choices, held to what, in words."""
+    from edgealign.personalize.users import Users
+
+    with Users(registry) as users:
+        row = _plain(users.user(name))
+    cli_options.emit(row, json=json, text=_show_text)
+
+
+@app.command()
+def rollback(
+    name: NameArgument,
+    version: Annotated[int, typer.Argument(help="number of a version; 0: the model as it is for everybody")],
+    *,
+    registry: RegistryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make an earlier version of a user's adapter the one in use."""
+    from edgealign.personalize.users import Users
+
+    with Users(registry) as users:
+        users.rollback(name, version)
+        row = _plain(users.user(name))
+    cli_options.emit(row, json=json, text=_show_text)
+
+
+@app.command()
+def forget(
+    name: NameArgument,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Remove a user, their choices and adapters; no byte of them stays in the registry's files."""
+    from edgealign.personalize.users import Users
+    from edgealign.progress import say
+
+    with Users(registry) as users:
+        known = users.user(name)
+        if not yes and not typer.confirm(
+            f"forget {name}, {known.choices} choices and {len(known.versions)} versions, for good?", err=True
+        ):
+            raise UsageError(name, "was not forgotten", "answer y, or give --yes")
+        users.forget(name)
+    say(f"{name} is forgotten")
+
+
+def _refuse(method: str, given: dict[str, Any]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(option, f"is not for --method {method}", "see: edgealign personalize --help")
+
+
+def _foreign(stage: str, overrides: Overrides) -> dict[str, Any]:
+    """The options that this stage's recipe does not have."""
+    import dataclasses
+
+    from edgealign import stages
+
+    known = {field.name for field in dataclasses.fields(stages.recipe_class(stage))}
+    return {f"--{name.replace('_', '-')}": value for name, value in overrides.items() if name not in known}
+
+
+def _plain(user: Any) -> dict[str, Any]:
+    versions = [
+        {
+            "version": each.number, "made": time.strftime("%Y-%m-%d %H:%M", time.localtime(each.made_s)),
+            "method": each.method, "choices": each.choices, "words": each.words, "score": each.score,
+            "population": each.population, "digest": each.digest, "folder": str(each.folder),
+        }
+        for each in user.versions
+    ]  # fmt: skip
+    return {"name": user.name, "choices": user.choices, "active": user.active, "versions": versions}
+
+
+def _list_text(result: dict[str, Any]) -> str:
+    if not result["users"]:
+        return "nobody yet: edgealign users ask NAME"
+    lines = []
+    for row in result["users"]:
+        words = next((each["words"] for each in row["versions"] if each["version"] == row["active"]), "")
+        lines.append(f"{row['name']}: {row['choices']} choices, version {row['active']}{f', {words}' if words else ''}")
+    return "\n".join(lines)
+
+
+def _show_text(row: dict[str, Any]) -> str:
+    lines = [f"{row['name']}: {row['choices']} choices"]
+    lines.append(f"{'*' if row['active'] == 0 else ' '} 0  the model as it is for everybody")
+    for each in row["versions"]:
+        score = "" if each["score"] is None else f", {each['score']:.3f} (population {each['population']:.3f})"
+        lines.append(
+            f"{'*' if each['version'] == row['active'] else ' '} {each['version']}  {each['made']}, {each['method']} "
+            f"from {each['choices']} choices{score}: {each['words'] or 'as everybody'}  [{each['digest'][:12]}]"
+        )
+    return "\n".join(lines)

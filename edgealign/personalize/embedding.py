@@ -1,0 +1,204 @@
+"""`edgealign personalize --method lore`: one user as some tens of bytes, from the first choice on.
+
+    choices -> features, read by the model or a bundle of it -> weights by MAP -> checked by leaving one out -> publish
+
+The weights are those of a published basis (basis.py), with its prior: few choices move a user a little. Every choice
+is predicted by the weights that the others give; published is only what predicts them at least as well as the
+population does (mean log-loss). One choice cannot be checked in this way, and the prior alone answers for it.
+
+An adapter is `preference.safetensors` (weights and posterior covariance, 4 bytes a number) and `preference.json`.
+Shape legend: k choices, B rank.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgealign.artifact import Artifact, Check, open_artifact, open_model, publish, refuse_existing, write_atomic
+from edgealign.data.forms import Pair
+from edgealign.errors import ArtifactError, CheckFailed, InputError
+from edgealign.personalize.basis import OpenBasis, open_basis
+from edgealign.personalize.candidates import encode_answer
+from edgealign.personalize.choices import read_choices
+from edgealign.personalize.lora import slug
+from edgealign.personalize.lore import Fitted, fit_users
+from edgealign.personalize.recipes import EmbeddingRecipe
+from edgealign.progress import say, track
+from edgealign.runtimes.probe import usable_cores
+from edgealign.runtimes.session import Session, open_session
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+WEIGHTS, FACTS = "preference.safetensors", "preference.json"
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A user on a basis: (B,) weights, (B, B) posterior covariance, the basis's digest."""
+
+    weights: Floats
+    covariance: Floats
+    basis_digest: str
+
+    @property
+    def fitted(self) -> Fitted:
+        return Fitted(self.weights[None], self.covariance[None])
+
+
+def run(
+    recipe: EmbeddingRecipe,
+    *,
+    model: str | Path,
+    basis: Path,
+    choices: str | Path,
+    user: str,
+    out: Path,
+    bundle: Path | None = None,
+) -> Artifact:
+    """Fit one user and publish the adapter at `out`.
+
+    Args:
+        choices: preference pairs with `user_id`.
+        bundle: an export of `model` that reads the answers in place of torch, as a device would.
+
+    Raises:
+        InputError: no choices, or a basis of another model.
+        CheckFailed: the user's choices are not predicted as well as by the population; nothing is published.
+    """
+    from edgealign.models.load import load_tokenizer
+
+    out = Path(out)
+    refuse_existing(out)
+    started_s = time.monotonic()
+    base, shared = open_model(model), open_basis(basis)
+    check_basis(shared, base.digest, basis)
+    tokenizer = load_tokenizer(base.path)
+    own, facts, provenance = read_choices(choices, user, tokenizer, recipe, least=1)
+    session = open_session(bundle or base.path, threads=recipe.threads or usable_cores())
+    try:
+        projected = np.stack([
+            project(shared, session, tokenizer, pair, recipe.max_tokens)
+            for pair in track(own, total=len(own), label="reading answers")
+        ])  # fmt: skip
+    finally:
+        session.close()
+    fitted = fit_users(torch.from_numpy(projected)[None], precision=recipe.prior_precision)
+    checks = gate(projected, recipe.prior_precision)
+    if not all(check.passed for check in checks):
+        raise CheckFailed(
+            f"user {slug(user)}", f"{len(own)} choices are predicted worse than by the population "
+            f"(log-loss {checks[0].value:.3f}, population {checks[0].tolerance:.3f}): not published",
+            "collect more choices; until then the population's answers are this user's",
+        )
+    inputs = [base.as_input("base"), open_artifact(basis).as_input("basis"), provenance]
+    with publish(
+        out, kind="adapter", format="preference", stage="personalize_embedding", recipe=recipe, inputs=inputs,
+        licences=base.manifest.licences,
+    ) as draft:  # fmt: skip
+        write_preference(draft.dir, Preference(fitted.weights[0], fitted.covariance[0], shared.digest))
+        for check in checks:
+            draft.add_check(check)
+        draft.meta.update(
+            base_digest=base.digest, basis_digest=shared.digest, user=slug(user), method="lore", choices=facts,
+            fitted=len(own), words=shared.words(fitted.weights[0]), bytes=4 * len(fitted.weights[0]),
+            seconds=round(time.monotonic() - started_s, 2),
+        )  # fmt: skip
+    say(f"user {slug(user)}: {len(own)} choices, {shared.words(fitted.weights[0]) or 'as everybody'}")
+    return open_artifact(out)
+
+
+def project(basis: OpenBasis, session: Session, tokenizer: Any, pair: Pair, max_tokens: int) -> Floats:
+    """(B + 1,) of a choice: the chosen answer's projection minus the rejected one's."""
+    from edgealign.data.encode import encode_prompt
+
+    prompt = encode_prompt(tokenizer, pair.prompt, typed=True)[-max_tokens:]
+    sides = [
+        basis.folded.of(session, prompt, encode_answer(tokenizer, text)[:max_tokens])
+        for text in (pair.chosen, pair.rejected)
+    ]
+    return sides[0] - sides[1]
+
+
+def gate(projected: Floats, precision: float = 1.0) -> list[Check]:
+    """Each choice (k, B + 1), predicted from the others: at least as well as by the population."""
+    count = len(projected)
+    losses = []
+    for place in range(count):
+        others = np.delete(projected, place, axis=0)
+        weights = fit_users(torch.from_numpy(others)[None], precision=precision).weights[0]
+        losses.append(np.logaddexp(0, -(projected[place, 0] + projected[place, 1:] @ weights)))
+    population = float(np.logaddexp(0, -projected[:, 0]).mean())
+    own = float(np.mean(losses))
+    note = f"mean log-loss of {count} choices, each predicted from the others; tolerance: the population's"
+    return [Check("choices predicted", own, population, own <= population + 1e-9, note)]
+
+
+def check_basis(basis: OpenBasis, model_digest: str, path: Path | str) -> None:
+    """Refuse a basis that reads another model's states.
+
+    Raises:
+        InputError: both digests, and the command that makes another.
+    """
+    if basis.model_digest != model_digest:
+        reason = f"was learned on the model {basis.model_digest[:12]}, this model is {model_digest[:12]}"
+        raise InputError(path, reason, "learn it again: edgealign basis --model MODEL --choices PAIRS")
+
+
+def write_preference(folder: Path, preference: Preference) -> None:
+    """The two files of an adapter."""
+    from safetensors.numpy import save_file
+
+    arrays = {"weights": preference.weights, "covariance": preference.covariance}
+    save_file({name: values.astype(np.float32) for name, values in arrays.items()}, folder / WEIGHTS)
+    write_atomic(folder / FACTS, json.dumps({"basis_digest": preference.basis_digest, "method": "lore"}) + "\n")
+
+
+def read_preference(folder: Path | str, basis: OpenBasis) -> Preference:
+    """A published user of this basis.
+
+    Raises:
+        ArtifactError: damaged, or no preference.
+        InputError: of another basis.
+    """
+    from safetensors.numpy import load_file
+
+    artifact = open_artifact(Path(folder), kind="adapter")
+    fix = "make it again: edgealign personalize --method lore"
+    if artifact.manifest.format != "preference":
+        raise ArtifactError(folder, f"is a {artifact.manifest.format} adapter, no preference embedding", fix)
+    try:
+        arrays: Mapping[str, Any] = load_file(artifact.path / WEIGHTS)
+        facts = json.loads((artifact.path / FACTS).read_text(encoding="utf-8"))
+        weights, covariance = (arrays[name].astype(np.float64) for name in ("weights", "covariance"))
+        found = Preference(weights, covariance, str(facts["basis_digest"]))
+        rank = basis.folded.rank
+        fits = found.weights.shape == (rank,) and found.covariance.shape == (rank, rank)
+        fits = fits and all(bool(np.isfinite(values).all()) for values in arrays.values())
+    except Exception as error:  # safetensors raises a class of its own for each kind of damage
+        raise ArtifactError(folder, "is no readable preference", fix) from error
+    if found.basis_digest != basis.digest:
+        reason = f"is of the basis {found.basis_digest[:12]}, this one is {basis.digest[:12]}"
+        raise InputError(folder, reason, "fit the user again on this basis: edgealign personalize --method lore")
+    if not fits:
+        raise ArtifactError(folder, "does not fit its basis", fix)
+    return found
+
+
+def rank_answers(
+    basis: OpenBasis, weights: Floats, session: Session, prompt: Sequence[int], answers: Sequence[Sequence[int]]
+) -> Floats:
+    """(n,) a user's reward of each answer's tokens to one prompt."""
+    found = np.stack([basis.folded.of(session, prompt, answer) for answer in answers])
+    rewards: Floats = found[:, 0] + found[:, 1:] @ weights
+    return rewards

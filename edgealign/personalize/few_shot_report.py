@@ -1,0 +1,181 @@
+"""The few-shot evaluation as people read it: report.md with tables, table.md, curves.png, said.png."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgealign.artifact import Check
+from edgealign.personalize.planted import KS
+from edgealign.personalize.recipes import FewShotRecipe
+
+NO_HEADS = ("accuracy", "tilt")
+COLOURS = ("#2a6f4e", "#c44e52", "#4c72b0", "#dd8452", "#8172b3", "#937860", "#da8bc3", "#64b5cd")
+WORDS = {
+    "signed-0.1": "distinct users, likes and dislikes", "signed-1": "mixed users, likes and dislikes",
+    "positive-0.1": "distinct users, likes only", "positive-1": "mixed users, likes only",
+    "positive-10": "users alike", "targets": "users with a point to be near to", "groups": "ten to one",
+    "circle": "cyclic tastes",
+}  # fmt: skip
+
+
+def write_report(folder: Path, result: Mapping[str, Any], recipe: FewShotRecipe, checks: Sequence[Check]) -> None:
+    """Write the report's files into `folder`."""
+    draw_curves(folder / "curves.png", result)
+    draw_said(folder / "said.png", result["said"])
+    tables = [curve_table(kind, row) for kind, row in result["populations"].items()]
+    said = said_table(result["said"])
+    failed = [check for check in checks if not check.passed]
+    parts = [
+        "# What a few choices tell", "",
+        f"Planted users choose between {result['answers']} answers of the model to {result['prompts']} prompts, by "
+        f"{len(result['traits'])} attributes of the text, freed of each other ({', '.join(result['traits'])}); "
+        f"{recipe.flips:.0%} of the choices are the wrong way round. {recipe.users} seen users with {recipe.pairs} "
+        f"choices each, {recipe.new_users} new ones, {recipe.seeds} seeds. Unseen users, unseen prompts:", "",
+        "![Accuracy by number of choices](curves.png)", "", *tables,
+        "## What is said", "",
+        f"Best of {result['said']['n']} answers by the fitted reward, {result['said']['prompts']} unseen prompts, "
+        f"against a blind pick of the same answers; every runtime draws and reads its own. Reward in standard "
+        f"deviations of the true taste; at most {result['said']['kl_nats']:.2f} nats of KL an answer.", "",
+        "![Reward of what is said](said.png)", "", said,
+        f"Reward accuracy and reward of what is said, over the heads (torch, 8 choices): {order(result)}.", "",
+        "## Checks", "",
+        *[f"- {'passed' if check.passed else 'FAILED'}: {check.name} ({check.value:+.4f}; {check.note})"
+          for check in checks if check.value is not None], "",
+        f"Verdict: {'all checks passed' if not failed else f'{len(failed)} checks FAILED'}.", "",
+    ]  # fmt: skip
+    (folder / "table.md").write_text("\n".join([*tables, said]), encoding="utf-8")
+    (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def curve_table(kind: str, row: Mapping[str, Any]) -> str:
+    """One population: a line a head, accuracies by the number of choices."""
+    heads = ("learned by", *map(str, KS), "gain at 8 (95 %)", "another's at 8", "shuffled at 8", "worst decile at 8",
+             "regret", "bytes", "fit, ms")  # fmt: skip
+    lines = [f"**{WORDS.get(kind, kind)}** (`{kind}`)", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, found in row["heads"].items():
+        gain = found["gain"][8]
+        cells = [name, *(f"{found['accuracy'][k]:.3f}" for k in KS)]
+        cells += [f"{100 * gain['mean']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"]
+        cells += [f"{100 * found[control][8]['mean']:+.1f}" for control in ("another user's", "shuffled")]
+        cells += [f"{found['worst decile'][8]:.3f}", f"{found['regret']:.2f}", str(found["bytes"])]
+        cells += [f"{found['fit_ms']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    cells = ["own choices alone", *(f"{row['scratch'][k]:.3f}" for k in KS)]
+    lines.append(f"| {' | '.join(cells)} |{' |' * (len(heads) - len(cells))}")
+    name, found = next(iter(row["heads"].items()))
+    others = ", ".join(f"{cell} {value:.3f}" for cell, value in found["cells"].items())
+    lines += ["", f"The model's own likelihood: {row['likelihood']:.3f}. A probe that sees only format: "
+              f"{row['probe']:.3f}. {name} with all choices: {others}.", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def said_table(said: Mapping[str, Any]) -> str:
+    """Gain of the picks by runtime, head and number of choices."""
+    columns = ("runtime", "head", "0", "1", "2", "4", "8", "16", "32", "another's at 8", "oracle")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for label, row in said["runtimes"].items():
+        for name, found in row.items():
+            if name in NO_HEADS:
+                continue
+            cells = [f"{gain['mean']:+.2f}" for gain in found["gain"].values()]
+            wide = found["gain"][8]
+            cells[4] += f" ({wide['low']:+.2f} to {wide['high']:+.2f})"
+            cells += [f"{found['wrong'][8]:+.2f}", f"{found['oracle']:+.2f}"]
+            lines.append(f"| {' | '.join([label, name, *cells])} |")
+    accuracies = ", ".join(f"{label} {row['accuracy']:.4f}" for label, row in said["runtimes"].items())
+    lines += ["", f"Accuracy on held-out pairs, answers read in each runtime: {accuracies}.", ""]
+    return "\n".join([*lines, *tilt_table(said)])
+
+
+def tilt_table(said: Mapping[str, Any]) -> list[str]:
+    """The next token tilted by what it is worth to the user: gain, price, time."""
+    columns = ("runtime", "strength", "gain, sd (95 %)", "KL, nats a token", "ms a token", "empty answers")
+    lines = ["**One answer, the next token tilted** (lore, 8 choices)", "", f"| {' | '.join(columns)} |"]
+    lines.append("|---" * len(columns) + "|")
+    for label, row in said["runtimes"].items():
+        for strength, found in row["tilt"].items():
+            gain = found["gain"]
+            cells = [label, strength, f"{gain['mean']:+.2f} ({gain['low']:+.2f} to {gain['high']:+.2f})"]
+            cells += [f"{found['kl_nats']:.3f}", f"{found['token_ms']:.2f}", f"{found['empty']:.0%}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def order(result: Mapping[str, Any]) -> str:
+    """Do heads that rank better also say better? Spearman's rank correlation over heads."""
+    import numpy as np
+
+    kind, heads = result["said"]["kind"], result["said"]["runtimes"]["torch"]
+    known = result["populations"].get(kind, {}).get("heads", {})
+    names = [name for name in known if name in heads]
+    if len(names) < 3:
+        return "too few heads to say"
+    values = [[known[name]["accuracy"][8] for name in names], [heads[name]["gain"][8]["mean"] for name in names]]
+    ranks = [np.argsort(np.argsort(each)) for each in values]
+    return f"Spearman {float(np.corrcoef(ranks[0], ranks[1])[0, 1]):+.2f} over {len(names)} heads"
+
+
+def draw_curves(file: Path, result: Mapping[str, Any]) -> None:
+    """A panel per population: accuracy by number of choices, with bands; controls dotted."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    kinds = list(result["populations"])
+    figure, axes = pyplot.subplots(1, len(kinds), figsize=(4.4 * len(kinds), 4.2), squeeze=False)
+    places = list(range(len(KS)))
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        row = result["populations"][kind]
+        for colour, (name, found) in zip(COLOURS, row["heads"].items(), strict=False):
+            means = [found["accuracy"][k] for k in KS]
+            axis.plot(places, means, color=colour, marker="o", markersize=3, label=name)
+            low = [means[0] + found["gain"][k]["low"] for k in KS]
+            high = [means[0] + found["gain"][k]["high"] for k in KS]
+            axis.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+        first = next(iter(row["heads"].values()))
+        others = {k: first["accuracy"][0] + gain["mean"] for k, gain in first["another user's"].items()}
+        axis.plot([KS.index(k) for k in others], list(others.values()), ":", color="black", label="another's choices")
+        axis.plot(places, [row["scratch"][k] for k in KS], "--", color="grey", linewidth=1, label="own choices alone")
+        axis.axhline(row["likelihood"], color="grey", linewidth=0.8, label="the model's likelihood")
+        axis.set_xticks(places, [str(k) for k in KS])
+        axis.set_xlabel("choices of a new user")
+        axis.set_title(WORDS.get(kind, kind), fontsize=10)
+        axis.grid(alpha=0.25)
+    axes[0][0].set_ylabel("accuracy, unseen prompts")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=6, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def draw_said(file: Path, said: Mapping[str, Any]) -> None:
+    """Reward of the picks by number of choices: a line per head in torch, marks for the bundles."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.4, 4.2))
+    marks = ("o", "^", "s", "D")
+    for mark, (label, row) in zip(marks, said["runtimes"].items(), strict=False):
+        for colour, name in zip(COLOURS, [name for name in row if name not in NO_HEADS], strict=False):
+            gains = row[name]["gain"]
+            axis.plot(
+                range(len(gains)), [gain["mean"] for gain in gains.values()], marker=mark, color=colour, markersize=4,
+                linestyle="-" if label == "torch" else ":", label=f"{name}, {label}",
+            )  # fmt: skip
+    any_row = next(iter(said["runtimes"].values()))
+    axis.axhline(next(value["oracle"] for name, value in any_row.items() if name not in NO_HEADS), color="black",
+                 linewidth=0.8, label="oracle")  # fmt: skip
+    axis.set_xticks(range(len(gains)), [str(k) for k in gains])
+    axis.set_xlabel("choices of a new user")
+    axis.set_ylabel(f"reward of the best of {said['n']}, sd over a blind pick")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=7, frameon=False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)

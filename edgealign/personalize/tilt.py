@@ -1,0 +1,106 @@
+"""From a user's few numbers to words: tilt the next token's distribution by what each token is worth to the user.
+
+    hook = Tilt.of(basis, weights, strength=2.0)
+    generate(session, prompt, hooks=[hook])
+
+    pi'(t | context)  is proportional to  pi(t | context) exp(strength * r_t),   r = tilt w     (V,)
+
+One forward pass a token, as without it: a residual addition to the last state, for which logits are enough. Where a
+reward is a sum over tokens this is the closed form of raising it at a price of KL (KL-regularised control; ARGS, arXiv
+2402.01694, guides by rewards of whole continuations instead). `mean_kl_nats` says what was paid; `within_budget` scales
+the strength until that is at most so much a token.
+
+Shape legend: V vocabulary, B rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgealign.errors import UsageError
+from edgealign.personalize.basis import OpenBasis
+from edgealign.runtimes.generate import generate
+from edgealign.runtimes.recipes import Sampling
+from edgealign.runtimes.session import Session
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edgealign.runtimes.session import Logits
+
+    Floats = npt.NDArray[np.float64]
+
+HALVINGS = 6
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """A hook for `generate`; `paid` collects the KL of each step, in nats."""
+
+    rewards: npt.NDArray[np.float32]  # (V,)
+    strength: float
+    paid: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, basis: OpenBasis, weights: Floats, *, strength: float) -> Tilt:
+        """Of one user.
+
+        Raises:
+            UsageError: a strength that is no number from 0 on.
+        """
+        if not np.isfinite(strength) or strength < 0:
+            raise UsageError(f"strength {strength}", "is no number from 0 on", "0 leaves answers as they are")
+        return cls((basis.tilt @ weights).astype(np.float32), strength)
+
+    def __call__(self, history: Sequence[int], logits: Logits) -> Logits:
+        if self.strength == 0:
+            self.paid.append(0.0)
+            return logits
+        rewards = self.rewards if len(self.rewards) == len(logits) else self._padded(len(logits))
+        tilted: Logits = logits + np.float32(self.strength) * rewards
+        self.paid.append(kl_nats(tilted, logits))
+        return tilted
+
+    @property
+    def mean_kl_nats(self) -> float:
+        return float(np.mean(self.paid)) if self.paid else 0.0
+
+    def _padded(self, size: int) -> npt.NDArray[np.float32]:
+        """Some runtimes pad the vocabulary; nothing is said with those tokens."""
+        return np.pad(self.rewards, (0, size - len(self.rewards)))
+
+
+def within_budget(
+    tilt: Tilt, session: Session, prompts: Sequence[Sequence[int]], sampling: Sampling, *, stop: set[int], budget: float
+) -> Tilt:
+    """The tilt, halved until the mean KL over answers to these prompts is at most `budget` nats a token.
+
+    Raises:
+        UsageError: even a 64th of it pays more.
+    """
+    for _ in range(HALVINGS + 1):
+        tilt = replace(tilt, paid=[])
+        for prompt in prompts:
+            session.reset()
+            generate(session, prompt, sampling=sampling, stop=stop, hooks=[tilt])
+        if tilt.mean_kl_nats <= budget:
+            return replace(tilt, paid=[])
+        tilt = replace(tilt, strength=tilt.strength / 2)
+    reason = f"still pays {tilt.mean_kl_nats:.3f} nats a token of {budget:g}"
+    raise UsageError(f"strength {tilt.strength:g}", reason, "a larger budget, or best of n")
+
+
+def kl_nats(tilted: Logits, base: Logits) -> float:
+    """KL(tilted || base) of two rows of logits (V,)."""
+    p, q = (_log_softmax(row.astype(np.float64)) for row in (tilted, base))
+    return float((np.exp(p) * (p - q)).sum())
+
+
+def _log_softmax(row: Floats) -> Floats:
+    shifted = row - row.max()
+    found: Floats = shifted - np.log(np.exp(shifted).sum())
+    return found
