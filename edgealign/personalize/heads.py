@@ -54,7 +54,7 @@ DESCRIPTION_LIMIT = 1 << 20
 AGAIN = "get or learn the head again"
 MAY_BE_EMPTY = "P"  # a head that was learned without prompts has nothing to read them with
 HELD_OUT_USERS = 0.2
-CONTEXTS = (1, 2, 4, 8, 16)  # numbers of choices that a head's settings are chosen for
+CONTEXTS = (1, 4, 16)  # numbers of choices that a head's settings are chosen for
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from edgealign.errors import UsageError
 from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, minimise
+from edgealign.personalize.lore import fit_population
 
 DIMENSIONS, PROTOTYPES, STEPS, RIDGE = 16, 8, 200, 1e-3
 PRECISIONS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 3.0, 10.0, 1e4)  # the last: everybody is the same
-NEWTON_STEPS, HALVINGS, CLOSE = 40, 12, 1e-6
+NEWTON_STEPS, HALVINGS, CLOSE, FAR = 40, 12, 1e-6, 3.0
 
 
 class Parts(NamedTuple):
@@ -203,6 +204,9 @@ def _regularised(margins: Tensor, own: Tensor, shared: list[Tensor]) -> Tensor:
 def _learn_a(choices: Choices, *, seed: int, prototypes: int) -> PalA:
     scale, who, parts = _start(choices, prototypes, seed)
     chosen, rejected = choices.scaled(scale)
+    # A far point and features close together are nearly a direction: it starts as everybody's.
+    parts[0][:, 0] = fit_population(chosen - rejected, RIDGE) / (2 * FAR)
+    parts[1][:, 0] = FAR
 
     def loss() -> Tensor:
         weights = torch.softmax(parts[2] + parts[3], -1)[who]

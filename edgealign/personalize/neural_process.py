@@ -7,7 +7,7 @@ features, self-attention, pooling, deterministic z, 0 to k choices as the contex
 others. In the released code "unseen" targets are those past the *number* of context choices while the context is drawn
 at random, so targets are in it; here each step's choices of a user are shuffled and cut once (`split_context`).
 Ours: a reward with a part that is linear in the features and tilted by z beside the network's (few seen users cannot
-teach a network to multiply), a pooled sum that saturates (contexts longer than those trained on), and stopping where
+teach a network to multiply), which starts as everybody's direction; a pooled sum that saturates (contexts longer than those trained on), and stopping where
 users who are held out are served best.
 
 Shape legend: U users, k choices of each, F features, H hidden, Z numbers of a user.
@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from edgealign.personalize.heads import HELD_OUT_USERS, Choices, Floats, State, few_shot_loss, shapes_of
+from edgealign.personalize.lore import fit_population
 
 HIDDEN, USER, SIDES, BATCH = 64, 32, 4, 64
 STEPS, LOOK_EVERY, PATIENCE, RATE, DECAY = 1500, 50, 6, 2e-3, 1e-2
-LONGEST, TARGETS, SATURATION = 32, 12, 4.0
+LONGEST, TARGETS, SATURATION, RIDGE = 32, 12, 4.0, 1e-3
 Weights = Mapping[str, Tensor]
 
 
@@ -140,8 +141,10 @@ def _learn(choices: Choices, seed: int, steps: int) -> NeuralProcess:
     stay = [people[place].scaled(scale) for place in order[len(away) :]]
     trained = [(chosen.float(), rejected.float()) for chosen, rejected in stay]
     weights = _start(choices.chosen.shape[1], seed)
+    weights["mean"] = fit_population(torch.cat([chosen - rejected for chosen, rejected in stay]), RIDGE).float()
     optimizer = torch.optim.AdamW([part.requires_grad_() for part in weights.values()], lr=RATE, weight_decay=DECAY)
-    best, least, waited = _frozen(weights, scale), np.inf, 0
+    best, waited = _frozen(weights, scale), 0
+    least = few_shot_loss(best, away) if away else np.inf
     for step in range(steps):
         batch = [trained[place] for place in rng.integers(0, len(trained), min(BATCH, len(trained)))]
         splits = [split_context(rng, len(chosen)) for chosen, _ in batch]
@@ -163,7 +166,7 @@ def _learn(choices: Choices, seed: int, steps: int) -> NeuralProcess:
 
 
 def _start(features: int, seed: int) -> dict[str, Tensor]:
-    """Random matrices that keep sizes, no constants, and a reward that is 0 for everybody."""
+    """Random matrices that keep sizes, no constants, and a network that does not speak yet."""
     generator = torch.Generator().manual_seed(seed)
     sizes = {"F": features, "H": HIDDEN, "Z": USER}
     weights = {}

@@ -90,7 +90,7 @@ def test_neither_the_order_of_choices_nor_the_side_of_an_answer_is_read(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_seed_is_one_head(name):
     seen = Population("signed-1", attributes=3, features=6).draw(30, 10, part=0)
-    brief = {"lore": {"rank": 3}} | dict.fromkeys(("np-btl", "mrm", "lore-released"), {"steps": 60})
+    brief = {"lore": {"rank": 3}} | {key: {"steps": 60} for key in ("np-btl", "mrm", "lore-released")}
     one, two, three = (HEADS.load(name).learn(seen, seed=seed, **brief.get(name, {})) for seed in (1, 1, 2))
     arrays = list(shapes_of(type(one)))
     assert all(np.array_equal(getattr(one, each), getattr(two, each)) for each in arrays)
