@@ -6,9 +6,9 @@ The encoder does not see the order of the choices, and reads none as well. As in
 features, self-attention, pooling, deterministic z, 0 to k choices as the context of a training step, Bradley-Terry on
 others. In the released code "unseen" targets are those past the *number* of context choices while the context is drawn
 at random, so targets are in it; here each step's choices of a user are shuffled and cut once (`split_context`).
-Ours: a reward with a part that is linear in the features and tilted by z beside the network's (few seen users cannot
-teach a network to multiply), which starts as everybody's direction; a pooled sum that saturates (contexts longer than those trained on), and stopping where
-users who are held out are served best.
+Ours: a reward with a part that is linear in the features, starts as everybody's direction and is tilted by z, beside
+the network's (few seen users cannot teach a network to multiply); a pooled sum that saturates (contexts longer than
+those trained on); stopping where users who are held out are served best.
 
 Shape legend: U users, k choices of each, F features, H hidden, Z numbers of a user.
 """

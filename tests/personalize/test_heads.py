@@ -31,17 +31,17 @@ SAFE = [name for name in NAMES if name != "lore-released"]  # the others have a 
 
 @cache
 def population(kind: str) -> Population:
-    return Population(kind, seed=1, attributes=6, features=24)
+    return Population(kind, seed=1, attributes=5, features=16)
 
 
 @cache
 def learned(name: str, kind: str) -> Head:
-    return HEADS.load(name).learn(population(kind).draw(150, 24, part=0))
+    return HEADS.load(name).learn(population(kind).draw(100, 20, part=0))
 
 
 @cache
 def people(name: str, kind: str) -> list[Person]:
-    return population(kind).people(15 if name == "lore-released" else 80, part=1, choices=16, held_out=100)
+    return population(kind).people(15 if name == "lore-released" else 60, part=1, choices=16, held_out=100)
 
 
 @cache
@@ -183,7 +183,7 @@ def test_a_head_cut_anywhere_is_refused(saved):
 @pytest.mark.parametrize("name", NAMES)
 def test_features_of_another_width_are_refused(name):
     pairs = Choices(np.zeros((2, 5)), np.ones((2, 5)), np.zeros(2, dtype=np.int64))
-    with pytest.raises(UsageError, match="5 features: are not the 24"):
+    with pytest.raises(UsageError, match="5 features: are not the 16"):
         learned(name, "signed-1").fit(pairs)
 
 
