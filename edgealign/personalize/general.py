@@ -23,7 +23,7 @@ from torch import Tensor
 from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, minimise
 from edgealign.personalize.lore import fit_users
 
-PLANES, STEPS, RIDGE = 8, 200, 1e-3
+PLANES, STEPS, RIDGE = 8, 100, 1e-3
 PRECISIONS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0, 1e4)  # the last: nobody has gates of their own
 
 

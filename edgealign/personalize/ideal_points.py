@@ -26,7 +26,8 @@ from edgealign.errors import UsageError
 from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, minimise
 from edgealign.personalize.lore import fit_population
 
-DIMENSIONS, PROTOTYPES, STEPS, RIDGE = 16, 8, 200, 1e-3
+DIMENSIONS, PROTOTYPES, STEPS, RIDGE = 16, 8, 100, 1e-4
+LOOSE = 0.2  # the seen users' own precision while everything is learned together
 PRECISIONS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 3.0, 10.0, 1e4)  # the last: everybody is the same
 NEWTON_STEPS, HALVINGS, CLOSE, FAR = 40, 12, 1e-6, 3.0
 
@@ -195,7 +196,7 @@ def _start(choices: Choices, prototypes: int, seed: int) -> tuple[Floats, Tensor
 
 
 def _regularised(margins: Tensor, own: Tensor, shared: list[Tensor]) -> Tensor:
-    value = torch.nn.functional.softplus(-margins).mean() + 0.5 * (own**2).sum() / len(margins)
+    value = torch.nn.functional.softplus(-margins).mean() + 0.5 * LOOSE * (own**2).sum() / len(margins)
     for part in shared:
         value = value + 0.5 * RIDGE * (part**2).sum()
     return value

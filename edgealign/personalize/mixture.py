@@ -25,7 +25,7 @@ from edgealign.errors import UsageError
 from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, minimise
 from edgealign.personalize.lore import fit_population
 
-HEADS_COUNT, STEPS, RIDGE, ENTROPY, SPREAD = 8, 200, 1e-3, 0.5, 0.5
+HEADS_COUNT, STEPS, RIDGE, ENTROPY, SPREAD = 8, 100, 1e-3, 0.5, 0.5
 TAUS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 1e6)  # the last: labels are not heard
 
 
