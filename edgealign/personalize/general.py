@@ -24,6 +24,7 @@ from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated
 from edgealign.personalize.lore import fit_users
 
 PLANES, STEPS, RIDGE = 8, 100, 1e-3
+TURNING = 10.0  # how much dearer circles are than rewards: most tastes have none
 PRECISIONS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0, 1e4)  # the last: nobody has gates of their own
 
 
@@ -86,8 +87,9 @@ def _learn(choices: Choices, *, seed: int, planes: int) -> General:
     def loss() -> Tensor:
         own = parts[5]
         margin = (_areas(chosen, rejected, *parts[:4]) * (parts[4] + own[who])).sum(1)
-        shared = sum(((part**2).sum() for part in (*parts[:2], parts[4])), torch.zeros((), dtype=torch.float64))
-        return torch.nn.functional.softplus(-margin).mean() + 0.5 * (own**2).sum() / len(who) + 0.5 * RIDGE * shared
+        fit = torch.nn.functional.softplus(-margin).mean() + 0.5 * (own**2).sum() / len(who)
+        shared = (parts[0] ** 2).sum() + (parts[4] ** 2).sum() + TURNING * (parts[1] ** 2).sum()
+        return fit + 0.5 * RIDGE * shared
 
     found = [part.numpy() for part in minimise(parts, loss, STEPS)[:5]]
     return General(*found, scale)

@@ -26,7 +26,7 @@ from edgealign.errors import UsageError
 from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, minimise
 from edgealign.personalize.lore import fit_population
 
-DIMENSIONS, PROTOTYPES, STEPS, RIDGE = 16, 8, 100, 1e-4
+DIMENSIONS, PROTOTYPES, STEPS, RIDGE = 16, 8, 300, 1e-4
 LOOSE = 0.2  # the seen users' own precision while everything is learned together
 PRECISIONS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 3.0, 10.0, 1e4)  # the last: everybody is the same
 NEWTON_STEPS, HALVINGS, CLOSE, FAR = 40, 12, 1e-6, 3.0

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated
 from edgealign.personalize.lore import fit_population
-from edgealign.personalize.neural_process import pad_choices, split_context
+from edgealign.personalize.neural_process import pick_choices, split_context, stack_users
 
 RANK, STEPS, BATCH, RATE, RIDGE, SATURATION, SOFTNESS = 8, 600, 64, 0.01, 1e-3, 4.0, 0.5
 REACHES = (1e-6, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)  # the first: everybody stays at the start
@@ -70,7 +70,8 @@ def _learn(choices: Choices, *, seed: int, rank: int, steps: int) -> Meta:
     """The first direction begins as everybody's, at a weight of 1; the others are random and unused."""
     scale = choices.gaps.std(0).clip(min=1e-9)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    trained = [own.scaled(scale) for own in choices.by_user()]
+    people = list(choices.by_user())
+    sides = stack_users(people, scale)
     chosen, rejected = choices.scaled(scale)
     width = chosen.shape[1]
     directions = 0.5 * torch.randn(width, rank, generator=generator, dtype=torch.float64) / width**0.5
@@ -80,10 +81,10 @@ def _learn(choices: Choices, *, seed: int, rank: int, steps: int) -> Meta:
     optimizer = torch.optim.Adam([directions.requires_grad_(), start.requires_grad_()], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        batch = [trained[place] for place in rng.integers(0, len(trained), min(BATCH, len(trained)))]
-        splits = [split_context(rng, len(side)) for side, _ in batch]
+        batch = rng.integers(0, len(people), min(BATCH, len(people)))
+        splits = [split_context(rng, len(people[place])) for place in batch]
         (near, far, own), (first, second, asked) = (
-            pad_choices(batch, [split[part] for split in splits]) for part in (0, 1)
+            pick_choices(sides, batch, [split[part] for split in splits]) for part in (0, 1)
         )
         weights = _step((near - far) @ directions, own.double(), start)
         margin = torch.einsum("ukb,ub->uk", (first - second) @ directions, weights)

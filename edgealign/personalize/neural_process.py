@@ -15,7 +15,7 @@ Shape legend: U users, k choices of each, F features, H hidden, Z numbers of a u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -87,18 +87,23 @@ def split_context(
     return order[:cut], order[cut : cut + targets]
 
 
-def pad_choices(
-    batch: list[tuple[Tensor, Tensor]], rows: list[npt.NDArray[np.int64]]
+def stack_users(people: Sequence[Choices], scale: Floats) -> tuple[Tensor, Tensor]:
+    """(U, n, F) chosen and rejected, in the order given; users with fewer choices end in zeros."""
+    sides = zip(*(own.scaled(scale) for own in people), strict=True)
+    chosen, rejected = (torch.nn.utils.rnn.pad_sequence(list(side), batch_first=True) for side in sides)
+    return chosen, rejected
+
+
+def pick_choices(
+    sides: Sequence[Tensor], users: npt.NDArray[np.int64], rows: Sequence[npt.NDArray[np.int64]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(U, k, F) chosen and rejected with (U, k) which are there, for users with different numbers of choices."""
-    longest = max(len(own) for own in rows)
-    sides = [batch[0][0].new_zeros(len(batch), longest, batch[0][0].shape[1]) for _ in range(2)]
-    there = torch.zeros(len(batch), longest, dtype=torch.bool)
-    for place, (pairs, own) in enumerate(zip(batch, rows, strict=True)):
-        for side, values in zip(sides, pairs, strict=True):
-            side[place, : len(own)] = values[torch.from_numpy(own)]
-        there[place, : len(own)] = True
-    return sides[0], sides[1], there
+    """These choices of these users: (U, k, F) chosen and rejected, and (U, k) which there are."""
+    table = np.full((len(rows), max(map(len, rows))), -1)
+    for place, own in enumerate(rows):
+        table[place, : len(own)] = own
+    there = torch.from_numpy(table >= 0)
+    index = torch.from_numpy(users)[:, None], torch.from_numpy(table.clip(min=0))
+    return sides[0][index], sides[1][index], there
 
 
 def _encode(weights: Weights, chosen: Tensor, rejected: Tensor, there: Tensor) -> Tensor:
@@ -138,17 +143,17 @@ def _learn(choices: Choices, seed: int, steps: int) -> NeuralProcess:
     people = list(choices.by_user())
     order = rng.permutation(len(people))
     away = [people[place] for place in order[: round(HELD_OUT_USERS * len(people))]]
-    stay = [people[place].scaled(scale) for place in order[len(away) :]]
-    trained = [(chosen.float(), rejected.float()) for chosen, rejected in stay]
+    stay = [people[place] for place in order[len(away) :]]
+    sides = [side.float() for side in stack_users(stay, scale)]
     weights = _start(choices.chosen.shape[1], seed)
-    weights["mean"] = fit_population(torch.cat([chosen - rejected for chosen, rejected in stay]), RIDGE).float()
+    weights["mean"] = fit_population(torch.from_numpy(np.concatenate([own.gaps for own in stay]) / scale), RIDGE).float()
     optimizer = torch.optim.AdamW([part.requires_grad_() for part in weights.values()], lr=RATE, weight_decay=DECAY)
     best, waited = _frozen(weights, scale), 0
     least = few_shot_loss(best, away) if away else np.inf
     for step in range(steps):
-        batch = [trained[place] for place in rng.integers(0, len(trained), min(BATCH, len(trained)))]
-        splits = [split_context(rng, len(chosen)) for chosen, _ in batch]
-        context, asked = (pad_choices(batch, [split[part] for split in splits]) for part in (0, 1))
+        batch = rng.integers(0, len(stay), min(BATCH, len(stay)))
+        splits = [split_context(rng, len(stay[place])) for place in batch]
+        context, asked = (pick_choices(sides, batch, [split[part] for split in splits]) for part in (0, 1))
         z = _encode(weights, *context)
         chosen, rejected, there = asked
         margin = _reward(weights, chosen, z) - _reward(weights, rejected, z)
