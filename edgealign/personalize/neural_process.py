@@ -146,7 +146,8 @@ def _learn(choices: Choices, seed: int, steps: int) -> NeuralProcess:
     stay = [people[place] for place in order[len(away) :]]
     sides = [side.float() for side in stack_users(stay, scale)]
     weights = _start(choices.chosen.shape[1], seed)
-    weights["mean"] = fit_population(torch.from_numpy(np.concatenate([own.gaps for own in stay]) / scale), RIDGE).float()
+    gaps = torch.from_numpy(np.concatenate([own.gaps for own in stay]) / scale)
+    weights["mean"] = fit_population(gaps, RIDGE).float()
     optimizer = torch.optim.AdamW([part.requires_grad_() for part in weights.values()], lr=RATE, weight_decay=DECAY)
     best, waited = _frozen(weights, scale), 0
     least = few_shot_loss(best, away) if away else np.inf

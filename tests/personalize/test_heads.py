@@ -26,6 +26,7 @@ from edgealign.personalize.heads import (
 from edgealign.personalize.planted import Person, Population, accuracy, band, curve, exchanged, shuffled
 
 NAMES = HEADS.names()
+BRIEF = {"np-btl": {"steps": 600}, "mrm": {"steps": 300}, "lore": {"rank": 5}}
 SAFE = [name for name in NAMES if name != "lore-released"]  # the others have a prior
 
 
@@ -36,7 +37,7 @@ def population(kind: str) -> Population:
 
 @cache
 def learned(name: str, kind: str) -> Head:
-    return HEADS.load(name).learn(population(kind).draw(100, 20, part=0))
+    return HEADS.load(name).learn(population(kind).draw(100, 20, part=0), **BRIEF.get(name, {}))
 
 
 @cache

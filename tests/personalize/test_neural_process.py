@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgealign.personalize.heads import Choices
-from edgealign.personalize.neural_process import NeuralProcess, _encode, _start, pad_choices, split_context
+from edgealign.personalize.neural_process import NeuralProcess, _encode, _start, pick_choices, split_context, stack_users
 from edgealign.personalize.planted import Population
 
 
@@ -27,15 +27,18 @@ def test_contexts_of_every_length_are_drawn_none_included():
     assert {len(split_context(rng, 12, longest=10)[0]) for _ in range(500)} == set(range(11))
 
 
-def testpad_choicesding_and_users_beside_one_are_not_read():
+def test_padding_and_users_beside_one_are_not_read():
     rng = np.random.default_rng(0)
-    weights = _start(6, seed=0)
-    batch = [tuple(torch.from_numpy(rng.normal(size=(9, 6))).float() for _ in range(2)) for _ in range(3)]
+    weights, sizes = _start(6, seed=0), (9, 5, 3)
+    people = [Choices(*rng.normal(size=(2, size, 6)), np.full(size, user)) for user, size in enumerate(sizes)]
+    sides = [side.float() for side in stack_users(people, np.ones(6))]
     rows = [np.arange(9), np.array([4, 2]), np.arange(0)]
-    together = _encode(weights, *pad_choices(batch, rows))
-    for place, (pairs, own) in enumerate(zip(batch, rows, strict=True)):
-        alone = _encode(weights, *pad_choices([pairs], [own]))
-        assert together[place].numpy() == pytest.approx(alone[0].numpy(), abs=1e-5)
+    together = _encode(weights, *pick_choices(sides, np.arange(3), rows))
+    for user, own in enumerate(rows):
+        picked = people[user].take(own)
+        chosen, rejected = (torch.from_numpy(side).float()[None] for side in (picked.chosen, picked.rejected))
+        alone = _encode(weights, chosen, rejected, torch.ones(1, len(own), dtype=torch.bool))
+        assert together[user].numpy() == pytest.approx(alone[0].numpy(), abs=1e-5)
 
 
 def test_labels_by_coin_teach_nothing_not_even_about_the_choices_that_were_read():
