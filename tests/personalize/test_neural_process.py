@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgealign.personalize.heads import Choices
-from edgealign.personalize.neural_process import NeuralProcess, _encode, _start, pick_choices, split_context, stack_users
+from edgealign.personalize.neural_process import (
+    NeuralProcess,
+    _encode,
+    _start,
+    pick_choices,
+    split_context,
+    stack_users,
+)
 from edgealign.personalize.planted import Population
 
 
