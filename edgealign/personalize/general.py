@@ -53,7 +53,8 @@ class General:
         areas = self._areas(choices)
         offset = areas @ torch.from_numpy(self.gates)
         fitted = fit_users(torch.cat([offset[:, None], areas], 1)[None], precision=self.precision)
-        return fitted.weights[0].astype(np.float32)
+        found: State = fitted.weights[0].astype(np.float32)
+        return found
 
     def margins(self, state: State, pairs: Choices) -> Floats:
         found: Floats = self._areas(pairs).numpy() @ (self.gates + state.astype(np.float64))
@@ -81,15 +82,16 @@ def _learn(choices: Choices, *, seed: int, planes: int) -> General:
         return 0.3 * torch.randn(*shape, generator=generator, dtype=torch.float64) / width**0.5
 
     # The first side is small, the second nearly the constant 1.
-    first, second, one = random(width, planes), random(width, planes) * 0.3, torch.zeros(planes, dtype=torch.float64)
-    parts = [first, second, one, one + 1, one + 0.5, torch.zeros(len(names), planes, dtype=torch.float64)]
+    first, second, zero = random(width, planes), random(width, planes) * 0.3, torch.zeros(planes, dtype=torch.float64)
+    parts = [first, second, zero, zero + 1, zero + 0.5, torch.zeros(len(names), planes, dtype=torch.float64)]
 
     def loss() -> Tensor:
         own = parts[5]
         margin = (_areas(chosen, rejected, *parts[:4]) * (parts[4] + own[who])).sum(1)
         fit = torch.nn.functional.softplus(-margin).mean() + 0.5 * (own**2).sum() / len(who)
         shared = (parts[0] ** 2).sum() + (parts[4] ** 2).sum() + TURNING * (parts[1] ** 2).sum()
-        return fit + 0.5 * RIDGE * shared
+        value: Tensor = fit + 0.5 * RIDGE * shared
+        return value
 
-    found = [part.numpy() for part in minimise(parts, loss, STEPS)[:5]]
-    return General(*found, scale)
+    found = [part.numpy() for part in minimise(parts, loss, STEPS)]
+    return General(found[0], found[1], found[2], found[3], found[4], scale)

@@ -31,7 +31,7 @@ from edgealign.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-Floats = npt.NDArray[np.floating[Any]]
+Floats = npt.NDArray[np.float64]
 State = npt.NDArray[np.float32]
 H = TypeVar("H", bound="Head")
 

@@ -103,8 +103,9 @@ class PalB:
         if width and (pairs.prompts is None or pairs.prompts.shape[1] != width):
             raise UsageError("pal-b", f"was learned with {width} prompt features, which are not here", "give prompts")
         prompts = torch.from_numpy(pairs.prompts.astype(np.float64)) if width and pairs.prompts is not None else None
-        shared = (torch.from_numpy(part) for part in (self.projector, self.prototypes, self.turn))
-        return _parts_b(*pairs.scaled(self.scale), prompts, *shared, torch.tensor(self.strength))
+        projector, prototypes, turn = map(torch.from_numpy, (self.projector, self.prototypes, self.turn))
+        chosen, rejected = pairs.scaled(self.scale)
+        return _parts_b(chosen, rejected, prompts, projector, prototypes, turn, torch.tensor(self.strength))
 
 
 def _parts_a(chosen: Tensor, rejected: Tensor, projector: Tensor, prototypes: Tensor) -> Parts:
@@ -230,5 +231,5 @@ def _learn_b(choices: Choices, *, seed: int, prototypes: int) -> PalB:
         return _regularised(_margins_of(shared, weights), parts[3], [*parts[:3], parts[4]])
 
     found = minimise(parts, loss, STEPS)
-    arrays = [found[place].numpy() for place in (0, 1, 4, 2)]
-    return PalB(*arrays, scale, float(found[5].exp()))
+    projector, points, mean, _, turned = (part.numpy() for part in found[:5])
+    return PalB(projector, points, turned, mean, scale, float(found[5].exp()))

@@ -38,8 +38,8 @@ class Lore:
         return int(self.directions.shape[1])
 
     def fit(self, choices: Choices) -> State:
-        fitted = fit_users(self._project(choices)[None])
-        return fitted.weights[0].astype(np.float32)
+        found: State = fit_users(self._project(choices)[None]).weights[0].astype(np.float32)
+        return found
 
     def margins(self, state: State, pairs: Choices) -> Floats:
         projected = self._project(pairs).numpy()
@@ -87,7 +87,8 @@ class LoreReleased:
         if not len(choices):
             return self.usual.astype(np.float32)
         projected = torch.from_numpy(self._gaps(choices) @ self.directions)
-        return fit_released(projected[None])[0].astype(np.float32)
+        found: State = fit_released(projected[None])[0].astype(np.float32)
+        return found
 
     def margins(self, state: State, pairs: Choices) -> Floats:
         found: Floats = self._gaps(pairs) @ self.directions @ state.astype(np.float64)
@@ -95,4 +96,5 @@ class LoreReleased:
 
     def _gaps(self, choices: Choices) -> Floats:
         chosen, rejected = choices.scaled(self.scale)
-        return (chosen - rejected).numpy()
+        found: Floats = (chosen - rejected).numpy()
+        return found

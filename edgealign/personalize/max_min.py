@@ -108,7 +108,8 @@ def weigh_groups(heads: Floats, pairs: Floats) -> Floats:
         logs = logs - GAME_RATE * gains
         logs = logs - logs.max()
     found: Floats = best - np.log(spread)
-    return found - found.max()
+    found -= found.max()
+    return found
 
 
 def softmax(logs: Floats) -> Floats:

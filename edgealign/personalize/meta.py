@@ -92,7 +92,7 @@ def _learn(choices: Choices, *, seed: int, rank: int, steps: int) -> Meta:
         robust = torch.sigmoid((losses - losses.median()) / SOFTNESS).detach()
         loss = (losses * robust).sum() / robust.sum() + 0.5 * RIDGE * (directions**2).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
     return Meta(directions.detach().numpy(), start.detach().numpy(), scale)

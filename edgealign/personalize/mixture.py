@@ -103,10 +103,11 @@ def _learn(choices: Choices, *, seed: int, heads: int) -> Mixture:
         summed = torch.zeros(count, heads, dtype=torch.float64).index_add(0, groups, right)
         fit = -torch.logsumexp(weights + summed, -1).sum() / len(gaps)
         uniform = (weights.exp() * weights).sum(-1).mean()
-        return fit + ENTROPY * uniform + 0.5 * RIDGE * (parts[0] ** 2).sum() / heads
+        value: Tensor = fit + ENTROPY * uniform + 0.5 * RIDGE * (parts[0] ** 2).sum() / heads
+        return value
 
-    found = minimise(parts, loss, STEPS)
-    return Mixture(*(part.numpy() for part in found), scale)
+    found = [part.numpy() for part in minimise(parts, loss, STEPS)]
+    return Mixture(found[0], found[1], found[2], scale)
 
 
 def _log_sum(values: Floats) -> Floats:

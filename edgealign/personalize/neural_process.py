@@ -31,28 +31,29 @@ HIDDEN, USER, SIDES, BATCH = 64, 32, 4, 64
 STEPS, LOOK_EVERY, PATIENCE, RATE, DECAY = 1500, 50, 6, 2e-3, 1e-2
 LONGEST, TARGETS, SATURATION, RIDGE = 32, 12, 4.0, 1e-3
 Weights = Mapping[str, Tensor]
+Weight = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class NeuralProcess:
     """The encoder's and the reward's weights, in float32."""
 
-    pair_chosen: Annotated[Floats, "F H"]
-    pair_rejected: Annotated[Floats, "F H"]
-    pair_constant: Annotated[Floats, "H"]
-    query: Annotated[Floats, "H H"]
-    key: Annotated[Floats, "H H"]
-    value: Annotated[Floats, "H H"]
-    pooled: Annotated[Floats, "H H"]
-    pooled_constant: Annotated[Floats, "H"]
-    user: Annotated[Floats, "H Z"]
-    user_constant: Annotated[Floats, "Z"]
-    mean: Annotated[Floats, "F"]
-    tilt: Annotated[Floats, "F Z"]
-    reward_features: Annotated[Floats, "F H"]
-    reward_user: Annotated[Floats, "Z H"]
-    reward_constant: Annotated[Floats, "H"]
-    reward: Annotated[Floats, "H"]
+    pair_chosen: Annotated[Weight, "F H"]
+    pair_rejected: Annotated[Weight, "F H"]
+    pair_constant: Annotated[Weight, "H"]
+    query: Annotated[Weight, "H H"]
+    key: Annotated[Weight, "H H"]
+    value: Annotated[Weight, "H H"]
+    pooled: Annotated[Weight, "H H"]
+    pooled_constant: Annotated[Weight, "H"]
+    user: Annotated[Weight, "H Z"]
+    user_constant: Annotated[Weight, "Z"]
+    mean: Annotated[Weight, "F"]
+    tilt: Annotated[Weight, "F Z"]
+    reward_features: Annotated[Weight, "F H"]
+    reward_user: Annotated[Weight, "Z H"]
+    reward_constant: Annotated[Weight, "H"]
+    reward: Annotated[Weight, "H"]
     scale: Annotated[Floats, "F"]
     name: ClassVar[str] = "np-btl"
 
@@ -67,12 +68,14 @@ class NeuralProcess:
     def fit(self, choices: Choices) -> State:
         chosen, rejected = (side.float()[None] for side in choices.scaled(self.scale))
         there = torch.ones(chosen.shape[:2], dtype=torch.bool)
-        return _encode(self._weights(), chosen, rejected, there)[0].numpy()
+        found: State = _encode(self._weights(), chosen, rejected, there)[0].numpy()
+        return found
 
     def margins(self, state: State, pairs: Choices) -> Floats:
         weights, z = self._weights(), torch.from_numpy(state)[None]
         first, second = (_reward(weights, side.float()[None], z)[0] for side in pairs.scaled(self.scale))
-        return (first - second).numpy()
+        found: Floats = (first - second).double().numpy()
+        return found
 
     def _weights(self) -> Weights:
         return {name: torch.from_numpy(getattr(self, name)) for name in self.__dict__ if name != "scale"}
