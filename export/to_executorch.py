@@ -17,15 +17,19 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import export_program as program
 from export_program import Job
 
 from edgealign.artifact import Artifact, Check, Draft, open_artifact, publish, refuse_existing
-from edgealign.errors import RecipeError, ToolMissing, UsageError
+from edgealign.errors import EdgealignError, RecipeError, ToolMissing, UsageError
 from edgealign.export_recipes import ExportRecipe
 from edgealign.models.load import read_config
 from edgealign.progress import say
@@ -33,7 +37,11 @@ from edgealign.runtimes.executorch_adapter import write_lora_executorch
 from edgealign.runtimes.executorch_names import ARCHITECTURES, MODEL_FILE
 from edgealign.runtimes.session import Bundle
 
+if TYPE_CHECKING:
+    from executorch_lower import Lowered
+
 # Bytes per weight for a while: the program's constants in memory are written once, in 32 bits or beside a 32-bit pair.
+OWN_PROCESS_BYTES = 200_000_000  # of weights
 PER_WEIGHT = {"fp32": 9.0, "8da4w": 10.5}
 
 
@@ -84,15 +92,9 @@ def _fill(job: Job, draft: Draft) -> None:
 
 def _make(job: Job, recipe: ExportRecipe, folder: Path, draft: Draft) -> Bundle:
     """The program, the tokenizer and the adapters in a folder; returns the bundle as a runtime would see it."""
-    if _is_defined(job):
-        from executorch_lower import write_program
-    else:
-        from executorch_general import write_program
     say(f"lowering the model as {recipe.quant}: minutes for a large one")
     file = folder / MODEL_FILE
-    lowered = write_program(
-        job.base.path, file, quant=recipe.quant, digest=job.base.digest, context=recipe.context
-    )
+    lowered = _lower(_is_defined(job), job.base.path, file, recipe.quant, job.base.digest, recipe.context)
     program.copy_texts(job.base, folder)
     files = {}
     for name, adapter in job.adapters.items():
@@ -103,6 +105,26 @@ def _make(job: Job, recipe: ExportRecipe, folder: Path, draft: Draft) -> Bundle:
         parameters=int(job.base.meta.get("parameters", 0)) or None, context=lowered.context,
     )  # fmt: skip
     return Bundle(folder, "executorch", recipe.quant, file, files)
+
+
+def _lower(defined: bool, model: Path, file: Path, quant: str, digest: str, context: int | None) -> Lowered:
+    """Lowering a large model takes several times its program; a process of its own gives that back before the gate."""
+    if sum(part.stat().st_size for part in model.glob("*.safetensors")) < OWN_PROCESS_BYTES:
+        return _lower_here(defined, model, file, quant, digest, context)
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
+            return child.submit(_lower_here, defined, model, file, quant, digest, context).result()
+    except BrokenProcessPool as error:
+        reason = "the process that lowered it ended without a word (out of memory?)"
+        raise EdgealignError(model, reason, "free some memory, or take a smaller model") from error
+
+
+def _lower_here(defined: bool, model: Path, file: Path, quant: str, digest: str, context: int | None) -> Lowered:
+    if defined:
+        from executorch_lower import write_program
+    else:
+        from executorch_general import write_program
+    return write_program(model, file, quant=quant, digest=digest, context=context)
 
 
 def _is_defined(job: Job) -> bool:

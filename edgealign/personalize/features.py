@@ -126,12 +126,16 @@ class Features:
 def main_components(features: Floats, count: int) -> Floats:
     """(F, C) such that features times it are the main components of these answers' features (A, F).
 
-    Each feature is divided by its deviation first. There are no more components than answers.
+    Each feature is divided by its deviation first. A component's own deviation is the root of what it was: the first
+    ones know more of a taste than the last, and less than their size says (the starter's answers, planted users: 0.627
+    against 0.605 without the root and 0.582 at equal size, 32 choices). There are no more components than answers.
     """
     scale = features.std(0)
     scale = np.where(scale > 1e-9, scale, np.inf)  # one that never varies says nothing
-    _, _, right = np.linalg.svd((features - features.mean(0)) / scale, full_matrices=False)
-    found: Floats = (right[:count] / scale).T
+    _, sizes, right = np.linalg.svd((features - features.mean(0)) / scale, full_matrices=False)
+    count = min(count, int((sizes > 1e-9 * sizes[0]).sum()))
+    deviation = sizes[:count] / len(features) ** 0.5
+    found: Floats = (right[:count] / scale).T / np.sqrt(deviation * deviation.mean())
     return found
 
 

@@ -45,6 +45,7 @@ CHANCE_POINTS = 0.01  # of accuracy: what a control may gain, and what a fit may
 PROBE_LIMIT = 0.52
 SAME = 0.005  # of accuracy: a bundle against torch
 SEEN, NEW = 0, 1  # parts of a population
+CONTROLLED = (8, 32)  # numbers of choices that the controls are given
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def read_material(
         found = read_answers(features, session, tokenizer, rows, Cache(cache, source.digest))
     finally:
         session.close()
-    whitening = Whitening.of(texts)
+    whitening = Whitening.of(texts, recipe.traits)
     components = main_components(found, recipe.components)
     pool = Pool(found @ components, whitening.read(texts), prompts)
     return Material(pool, tuple(texts), found, features, components, whitening, tuple(rows))
@@ -171,9 +172,9 @@ def _add(
     rng = np.random.default_rng(seed)
     shuffled = [Person(each.own.turned(rng.random(len(each.own)) < 0.5), each.held_out) for each in headline]
     for control, group in (("another user's", others), ("shuffled", shuffled)):
-        for k, values in curve(head, group, (0, 8, 32)).items():
+        for k, values in curve(head, group, CONTROLLED).items():
             row.setdefault(control, {}).setdefault(k, []).extend(values.tolist())
-    for cell, group in list(people.items())[1:]:
+    for cell, group in list(people.items())[1:] if kind is HEADS.load(recipe.heads[0]) else ():
         states = [head.fit(each.own) for each in group]
         scores = [accuracy(head, state, each.held_out) for state, each in zip(states, group, strict=True)]
         row.setdefault("cells", {}).setdefault(cell, []).extend(scores)
@@ -227,7 +228,7 @@ def summarize(found: dict[str, Any], recipe: FewShotRecipe) -> dict[str, Any]:
             "recovered": {k: (mean - means[0]) / max(1 - means[0], 1e-9) for k, mean in means.items()},
             "regret": float(sum(1 - mean for mean in means.values())),
             "worst decile": {k: mean_of_worst(values) for k, values in by_k.items()},
-            "cells": {cell: float(np.mean(values)) for cell, values in row["cells"].items()},
+            "cells": {cell: float(np.mean(values)) for cell, values in row.get("cells", {}).items()},
             "fit_ms": float(np.median(row["fit_ms"])), "learn_s": float(np.median(row["learn_s"])),
             "bytes": row["bytes"],
             **{

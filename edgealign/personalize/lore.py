@@ -41,7 +41,7 @@ REACHES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
 
 @dataclass(frozen=True)
 class Basis:
-    """`scale`: the features' deviations over the seen choices, by which they are divided.
+    """`scale`: what features are divided by, one number: they are expected on scales that can be compared.
 
     Weights of the seen users have mean 0 and covariance 1: the prior is N(0, 1).
     """
@@ -142,7 +142,7 @@ def learn_basis(gaps: Floats, users: npt.NDArray[np.int64], *, rank: int, ridge:
     names, place = np.unique(users, return_inverse=True)
     if len(names) <= rank:
         raise UsageError(f"rank {rank}", f"asks for as many directions as {len(names)} users can show", "lower it")
-    scale = gaps.std(0).clip(min=1e-9)
+    scale = np.full(gaps.shape[1], max(float(gaps.std()), 1e-9))
     x, who = torch.from_numpy(gaps / scale), torch.from_numpy(place)
     held = torch.from_numpy(np.random.default_rng(seed).integers(0, HELD_OUT, len(gaps)) == 0)
     reach = 1.0

@@ -61,7 +61,7 @@ class BasisRecipe:
     """A reward basis from many users' choices."""
 
     rank: int = option(8, ge=1, le=64, help="numbers of a user", source="LoRe, arXiv 2504.14439: 4 to 16 at this size")
-    components: int = option(64, ge=2, help="main components of the features that are kept")
+    components: int = option(128, ge=2, help="main components of the features that are kept")
     max_tokens: int = option(512, ge=8, unit="tokens", help="of a prompt its end, of an answer its beginning")
     skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
     threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
@@ -105,13 +105,14 @@ class FewShotRecipe:
         help="kinds of taste: Dirichlet magnitudes with or without signs (10: users alike), or a point to be near to",
     )
     heads: tuple[str, ...] = option(("lore", "lore-released"), help="ways to learn a user on the same features")
+    traits: tuple[str, ...] = option((), help="attributes that tastes are made of; none: all that vary in the pool")
     flips: float = option(0.1, ge=0.0, lt=0.5, help="share of choices that are the wrong way round")
-    users: int = option(200, ge=10, help="seen users, who teach what users have in common")
+    users: int = option(1000, ge=10, help="seen users, who teach what users have in common")
     pairs: int = option(45, ge=4, help="choices of a seen user", source="PersonalLLM's protocol, arXiv 2409.20296")
     new_users: int = option(100, ge=10, help="unseen users")
     asked: int = option(100, ge=10, help="held-out pairs of a user, without noise")
     seen_prompts: float = option(0.6, gt=0.0, lt=1.0, help="share of the prompts that choices are made on")
-    components: int = option(64, ge=2, help="main components of the features that are kept")
+    components: int = option(128, ge=2, help="main components of the features that are kept")
     rank: int = option(8, ge=1, help="numbers of a user")
     seeds: int = option(2, ge=1, help="populations, splits of the prompts and users are drawn this often")
     drawn: int = option(8, ge=2, help="plain answers per prompt to choose from (best of n)")

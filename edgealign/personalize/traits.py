@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgealign.errors import InputError
+from edgealign.errors import InputError, UsageError
 from edgealign.personalize.attributes import ATTRIBUTES, words
+from edgealign.registry import suggest
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -96,13 +97,20 @@ class Whitening:
     root: Floats
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> Whitening:
+    def of(cls, texts: Sequence[str], among: Sequence[str] = ()) -> Whitening:
         """Learn it from a pool of answers.
+
+        Args:
+            among: attributes to choose from; none: all.
 
         Raises:
             InputError: no attribute varies in the pool.
+            UsageError: one that is not known.
         """
-        values = {name: np.array([trait(text) for text in texts]) for name, trait in TRAITS.items()}
+        for name in among:
+            if name not in TRAITS:
+                raise UsageError(name, f"is no attribute{suggest(name, TRAITS)}", f"choose from: {', '.join(TRAITS)}")
+        values = {name: np.array([TRAITS[name](text) for text in texts]) for name in among or TRAITS}
         names = tuple(name for name, found in values.items() if _varies(found))
         if len(texts) < 2 or not names:
             raise InputError(f"{len(texts)} answers", "are too much alike to have a taste for", "give more answers")

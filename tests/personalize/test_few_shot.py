@@ -18,14 +18,15 @@ from edgealign.errors import InputError, RecipeError, UsageError
 from edgealign.models.load import load_tokenizer
 from edgealign.personalize import candidates, few_shot
 from edgealign.personalize.heads import HEADS
-from edgealign.personalize.planted import accuracy
+from edgealign.personalize.planted import accuracy, curve
 from edgealign.personalize.recipes import CandidatesRecipe, FewShotRecipe
 from edgealign.personalize.text_users import Pool, TextUsers, format_facts, format_probe, mean_of_worst, paired_gain
 from edgealign.personalize.traits import TRAITS, Whitening, in_words
 
 SMALL = FewShotRecipe(
-    populations=("signed-0.1", "positive-10"), users=120, pairs=30, new_users=80, asked=80, components=48, rank=6,
-    seeds=1, threads=1, bootstrap=500, drawn=4, drawn_prompts=6, max_new_tokens=48,
+    populations=("signed-0.1", "positive-10"), heads=("lore",), traits=("length", "exclamations", "questions", "me"),
+    users=300, pairs=30, new_users=80, asked=80, components=48, rank=4, seeds=1, threads=1, bootstrap=500, drawn=4,
+    drawn_prompts=6, max_new_tokens=48, strengths=(2.0,),
 )  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = {"role": "assistant", "content": "Yes."}
     rows = [{"messages": [{"role": "user", "content": text}, said]} for text in questions]
     write_jsonl(folder / "questions.jsonl", rows)
-    recipe = CandidatesRecipe(prompts=60, answers=6, max_new_tokens=64, threads=1)
+    recipe = CandidatesRecipe(prompts=60, answers=5, max_new_tokens=48, threads=1)
     candidates.run(recipe, model="starter", sources=[folder / "questions.jsonl"], out=folder / "pool")
     return folder / "pool"
 
@@ -84,9 +85,8 @@ def test_eight_choices_beat_none_for_distinct_users_and_more_choices_beat_eight(
 
 @pytest.mark.slow
 def test_users_who_are_alike_lose_at_most_a_point_at_any_number_of_choices(alike) -> None:
-    """T3, and the released few-shot step fails it."""
+    """T3."""
     assert min(gain["mean"] for gain in alike["heads"]["lore"]["gain"].values()) >= -0.01
-    assert min(gain["mean"] for gain in alike["heads"]["lore-released"]["gain"].values()) < -0.01
 
 
 @pytest.mark.slow
@@ -98,13 +98,20 @@ def test_choices_that_are_not_the_users_do_not_help(control: str, distinct, alik
 
 
 @pytest.mark.slow
-def test_ours_is_never_worse_than_the_released_few_shot_step(distinct, alike) -> None:
-    """Ties within one standard error are allowed."""
-    for found in (distinct, alike):
-        ours, theirs = (found["heads"][name]["accuracy"] for name in ("lore", "lore-released"))
-        width = found["heads"]["lore-released"]["gain"][32]
-        error = (width["high"] - width["low"]) / 3.92
-        assert all(ours[k] >= theirs[k] - error for k in (1, 2, 4, 8, 16, 32))
+@pytest.mark.parametrize("kind", SMALL.populations)
+def test_ours_is_never_worse_than_the_released_few_shot_step(kind: str, material) -> None:
+    """Ties within one standard error are allowed. Where users are alike the released step does harm."""
+    seen, unseen = material.pool.split(0.6, 0)
+    taught, _ = TextUsers.draw(material.pool, kind, 200, seed=0, part=0).choose(seen, 30, seed=0, flips=0.1)
+    people = TextUsers.draw(material.pool, kind, 30, seed=0, part=1).people(seen, unseen, asked=60, flips=0.1, seed=0)
+    found = {}
+    for name in ("lore", "lore-released"):
+        found[name] = curve(few_shot.learn(HEADS.load(name), taught, SMALL, 0), people, (0, 1, 4, 16, 32))
+    for k in (1, 4, 16, 32):
+        gaps = found["lore"][k] - found["lore-released"][k]
+        assert gaps.mean() >= -gaps.std() / len(gaps) ** 0.5
+    if kind == "positive-10":
+        assert (found["lore-released"][1] - found["lore-released"][0]).mean() < -0.01
 
 
 @pytest.mark.slow
