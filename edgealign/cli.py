@@ -13,7 +13,18 @@ from typing import Annotated
 
 import typer
 
-from edgealign import __version__, cli_advise, cli_bench, cli_chat, cli_data, cli_eval, cli_options, cli_pairs, stages
+from edgealign import (
+    __version__,
+    cli_advise,
+    cli_app,
+    cli_bench,
+    cli_chat,
+    cli_data,
+    cli_eval,
+    cli_options,
+    cli_pairs,
+    stages,
+)
 from edgealign.cli_options import (
     AdapterOption,
     ConfigOption,
@@ -329,6 +340,7 @@ def verify(
 
 
 app.command()(cli_advise.advise)
+app.command()(cli_app.app)
 app.command()(cli_chat.chat)
 app.command()(cli_chat.package)
 
