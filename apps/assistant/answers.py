@@ -1,4 +1,4 @@
-"""Answers to stored questions: what the model is shown, what is stored of its answer, and two answers to choose from."""
+"""Answers to stored questions: what the model is shown, what is stored of it, and two answers to choose from."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fastapi import Request
+
 from assistant import conversations, preferences
 from assistant.conversations import Json
-from assistant.engine import Answer, Engine, Job, Piece
+from assistant.engine import Engine
 from assistant.faults import Fault
 from assistant.forms import DEFAULT_USER, AnswerForm, CompareForm
 from assistant.openai_forms import SampledForm, seeded
+from assistant.pieces import Answer, Job, Piece
 from assistant.store import Store
 from assistant.streams import unless_gone
 from edgealign.chat.conversation import fit_prompt
 from edgealign.data.forms import Message
 from edgealign.runtimes.recipes import Sampling
-from fastapi import Request
 
 SAMPLED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
 LIVELY = 0.9  # the least temperature of a comparison: two answers that say the same teach nothing
@@ -139,7 +141,8 @@ class Answerer:
         head = [Message("system", talk["system"])] if talk["system"] else []
         said = [Message(turn["role"], turn["content"]) for turn in turns]
         pairs = zip(said[:-1:2], said[1::2], strict=True)
-        heard = [part for pair in pairs if pair[1].content.strip() for part in pair]  # a template may know no empty answer
+        # A template may know no empty answer.
+        heard = [part for pair in pairs if pair[1].content.strip() for part in pair]
         prompt, dropped = fit_prompt(
             self.engine.encode, head, heard, said[-1], max_tokens=sampling.max_tokens, context=self.engine.context
         )
@@ -167,8 +170,8 @@ class Answerer:
         facts: dict[str, Any] = {
             "model": model, "digest": self.engine.facts["digest"], "sampling": asdict(job.sampling),
             "adapter": self.engine.facts["adapters"].get(job.user), "finish": answer.finish, "tokens": answer.tokens,
-            "prompt_tokens": answer.prompt_tokens, "ttft_s": round(answer.ttft_s, 4), "seconds": round(answer.seconds, 4),
-            "dropped": question.dropped,
+            "prompt_tokens": answer.prompt_tokens, "ttft_s": round(answer.ttft_s, 4),
+            "seconds": round(answer.seconds, 4), "dropped": question.dropped,
         }  # fmt: skip
         return conversations.add_message(
             self.store, question.conversation["id"], parent=question.message, role="assistant",

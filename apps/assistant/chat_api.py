@@ -29,6 +29,8 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
+from fastapi import APIRouter, Query, Request, Response
+
 from assistant import conversations, preferences, transfer
 from assistant.answers import Answerer
 from assistant.conversations import Json
@@ -60,7 +62,6 @@ from assistant.metrics import Metrics
 from assistant.store import Store
 from assistant.streams import EventStream, first_of
 from edgealign import __version__
-from fastapi import APIRouter, Query, Request, Response
 
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "events"}}
 LINES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/jsonl": {}}, "description": "JSON lines"}}
@@ -73,8 +74,8 @@ def routes(engine: Engine, store: Store, answerer: Answerer, metrics: Metrics) -
     @router.get("/state", response_model=State)
     def get_state() -> Json:
         return {
-            "version": __version__, "model": engine.name, "models": list(engine.models()), "users": sorted(engine.users),
-            "runtime": engine.facts["runtime"], "digest": engine.facts["digest"], "context": engine.context,
+            "version": __version__, "model": engine.name, "models": list(engine.models()),
+            "users": sorted(engine.users), "runtime": engine.facts["runtime"], "digest": engine.facts["digest"], "context": engine.context,
             "queue": engine.queue, "settings": answerer.settings(),
         }  # fmt: skip
 

@@ -23,7 +23,8 @@ def create(store: Store, *, title: str, user: str, system: str) -> Json:
     """A new conversation without messages."""
     now_s, key = time.time(), uuid.uuid4().hex
     with store.write() as db:
-        db.execute("INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, NULL)", (key, title, user, system, now_s, now_s))
+        values = (key, title, user, system, now_s, now_s)
+        db.execute("INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, NULL)", values)
     return read(store, key)
 
 
@@ -61,7 +62,7 @@ def read_from(db: sqlite3.Connection, conversation: str) -> Json:
     )
     messages = [as_message(row) for row in rows]
     pairs = db.execute(
-        "SELECT c.* FROM comparisons c JOIN messages m ON m.id = c.prompt WHERE m.conversation = ? ORDER BY c.created_s",
+        "SELECT c.* FROM comparisons c JOIN messages m ON m.id = c.prompt WHERE m.conversation = ? ORDER BY c.rowid",
         (conversation,),
     )
     return {**dict(found), "messages": messages, "comparisons": [as_comparison(row) for row in pairs]}

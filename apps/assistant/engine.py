@@ -16,75 +16,24 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from assistant.faults import Fault, fault_of
 from assistant.metrics import Metrics
-from assistant.stops import StopText
-from edgealign.chat.stream import UNKNOWN, TextStream
+from assistant.pieces import Answer, Emit, Event, Job, Writer
 from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.data.forms import Message
 from edgealign.data.typed import encoder
 from edgealign.errors import EdgealignError, InputError
 from edgealign.runtimes.generate import Generated, generate
 from edgealign.runtimes.process import ProcessSession, RuntimeCrash
-from edgealign.runtimes.recipes import Sampling
 
 if TYPE_CHECKING:
-    from edgealign.runtimes.session import Logits, Session
+    from edgealign.runtimes.session import Session
 
 QUEUE = 16  # requests that wait; one more is refused
 PREFILL = 512  # prompt tokens between two looks at whether the request was cancelled; llama.cpp's own n_ubatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One answer to make. `top_logprobs`: how many alternatives to report, None: no logprobs; `chat`: ends at the end
-    of a turn, and the space before the first word goes."""
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    user: str | None = None
-    stop: tuple[str, ...] = ()
-    top_logprobs: int | None = None
-    chat: bool = True
-    keep: bool = False
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A token, its log-probability under the model itself (before penalties and filters), and the likeliest ones."""
-
-    text: str
-    logprob: float
-    top: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that is certain by now, and the tokens since the piece before."""
-
-    text: str
-    tokens: tuple[Scored, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The end of an answer. `finish`: "stop", "length" or "cancelled"."""
-
-    text: str
-    finish: str
-    prompt_tokens: int
-    tokens: int
-    ttft_s: float
-    seconds: float
-
-
-Event: TypeAlias = Piece | Answer
-Emit: TypeAlias = Callable[[Event | Exception], None]
 
 
 class Engine:
@@ -213,7 +162,7 @@ class Engine:
     def _decode(self, job: Job, emit: Emit, cancelled: Callable[[], bool]) -> Answer:
         start_s = time.perf_counter()
         prompt, known = job.prompt, self._enter(job)
-        writer = _Writer(self._decoder, job, emit)
+        writer = Writer(self._decoder, job, emit)
         self._fed = []  # until the answer is through, nobody knows
         while len(prompt) - known > PREFILL and not cancelled():
             self._session.prefill(prompt[known : known + PREFILL])
@@ -251,61 +200,6 @@ class Engine:
             return known
         self._session.reset()
         return 0
-
-
-class _Writer:
-    """Tokens of one job to pieces of text, with their log-probabilities where they are wanted."""
-
-    def __init__(self, tokenizer: Any, job: Job, emit: Emit) -> None:
-        self._tokenizer, self._emit, self._top = tokenizer, emit, job.top_logprobs
-        self._stream, self._stop = TextStream(tokenizer, strip=job.chat), StopText(job.stop)
-        self._logits: Logits | None = None
-        self._tokens: list[Scored] = []
-
-    @property
-    def stopped(self) -> bool:
-        return self._stop.found
-
-    def see(self, history: Sequence[int], logits: Logits) -> Logits:
-        """A hook of the generation loop that only looks."""
-        self._logits = logits
-        return logits
-
-    def push(self, token: int) -> bool:
-        """Whether to go on."""
-        if self._top is not None:
-            self._tokens.append(self._score(token, self._top))
-        self._give(self._stop.push(self._stream.push(token)))
-        return not self._stop.found
-
-    def close(self) -> str:
-        """What was held back, as a last piece; the whole text."""
-        self._give(self._stop.close())
-        if self._tokens:
-            self._emit(Piece("", tuple(self._tokens)))
-        return self._stop.text
-
-    def _give(self, text: str) -> None:
-        if text:
-            self._emit(Piece(text, tuple(self._tokens)))
-            self._tokens = []
-
-    def _score(self, token: int, top: int) -> Scored:
-        assert self._logits is not None, "the hook runs before a token is drawn"
-        logits = self._logits.astype(np.float64)
-        log_probabilities = logits - logits.max()
-        log_probabilities -= np.log(np.exp(log_probabilities).sum())
-        best = np.argsort(-log_probabilities, kind="stable")[:top] if top else ()
-        alternatives = tuple((self._word(int(other)), float(log_probabilities[other])) for other in best)
-        return Scored(self._word(token), float(log_probabilities[token]), alternatives)
-
-    def _word(self, token: int) -> str:
-        return str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
-
-
-def bytes_of(text: str) -> list[int] | None:
-    """A token's bytes; None where it is a part of a character."""
-    return None if UNKNOWN in text else list(text.encode())
 
 
 def open_engine(
@@ -349,7 +243,8 @@ def open_engine(
     return Engine(
         lambda: ready.pop() if ready else open_session(), name=folder.resolve().name.replace("@", "-"),
         tokenizers=(load_tokenizer(folder), load_tokenizer(folder)), context=min(int(own), context or int(own)),
-        users=users, metrics=metrics or Metrics(), facts={"runtime": runtime, "digest": digest, "adapters": digests}, queue=queue,
+        users=users, metrics=metrics or Metrics(), queue=queue,
+        facts={"runtime": runtime, "digest": digest, "adapters": digests},
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: {"error": {"message", "type", "param", "code"}}, and nothing of what was sent.
+"""Errors as OpenAI's clients expect them: {"error": {"message", "type", "param", "code"}}, without what was sent.
 
 Source: the error object of the OpenAI API reference.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgealign.errors import EdgealignError, UsageError
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+
+from edgealign.errors import EdgealignError, UsageError
 
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",

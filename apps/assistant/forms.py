@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from assistant.openai_forms import SampledForm
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from assistant.openai_forms import SampledForm
 
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Title = Annotated[str, StringConstraints(max_length=200)]
@@ -16,7 +17,8 @@ Moment = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False, description=
 # The shape of Apple's LanguageModelFeedback, which people have filled in before, and matters of taste.
 Reason = Literal[
     "too_long", "too_short", "wrong_style", "did_not_follow_instructions", "incorrect", "stereotype_or_bias", "sexual",
-    "vulgar_or_offensive", "refused_unexpectedly", "unhelpful", "good_style", "good_length", "correct", "helpful", "other",
+    "vulgar_or_offensive", "refused_unexpectedly", "unhelpful", "good_style", "good_length", "correct", "helpful",
+    "other",
 ]  # fmt: skip
 DEFAULT_USER = "me"
 

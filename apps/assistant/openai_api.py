@@ -18,14 +18,16 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from assistant.engine import Answer, Engine, Event, Job, Piece, Scored, bytes_of
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from assistant.engine import Engine
 from assistant.faults import Fault
 from assistant.openai_forms import ChatForm, CompletionForm, OpenAIForm, seeded
+from assistant.pieces import Answer, Event, Job, Piece, Scored, bytes_of
 from assistant.streams import EventStream, collect, first_of
 from edgealign import __version__
 from edgealign.runtimes.recipes import Sampling
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 DONE = "data: [DONE]\n\n"
 

@@ -1,7 +1,7 @@
 """What OpenAI's clients send, as far as this server does it; everything else is refused by name, not ignored.
 
-`min_p`, `top_k` and `repetition_penalty` are beyond OpenAI's API (`extra_body` in its client). What says nothing about the
-answer itself (`user`, `metadata`, `store`, ...) is accepted without effect. Source: OpenAI's API reference.
+`min_p`, `top_k` and `repetition_penalty` are beyond OpenAI's API (`extra_body` in its client). What says nothing about
+the answer itself (`user`, `metadata`, `store`, ...) is accepted without effect. Source: OpenAI's API reference.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
 from assistant.faults import Fault
 from edgealign.data.forms import Message
 from edgealign.runtimes.recipes import Sampling
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 CHOICES = 8
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-# Parameters of OpenAI's API that change answers and that this server does not have, with the values that ask for nothing.
+# Parameters of OpenAI's API that change answers and are not there, with the values that ask for nothing.
 ABSENT: Mapping[str, tuple[object, ...]] = {
-    "tools": (None, []), "tool_choice": (None, "none", "auto"), "functions": (None, []), "function_call": (None, "none"),
-    "presence_penalty": (None, 0), "frequency_penalty": (None, 0), "logit_bias": (None, {}), "modalities": (None, ["text"]),
-    "audio": (None,), "prediction": (None,), "web_search_options": (None,), "reasoning_effort": (None, "none"),
-    "verbosity": (None,), "echo": (None, False), "suffix": (None, ""), "best_of": (None, 1),
-    "parallel_tool_calls": (None, True, False),
+    "tools": (None, []), "tool_choice": (None, "none", "auto"), "functions": (None, []),
+    "function_call": (None, "none"), "parallel_tool_calls": (None, True, False), "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0), "logit_bias": (None, {}), "modalities": (None, ["text"]), "audio": (None,),
+    "prediction": (None,), "web_search_options": (None,), "reasoning_effort": (None, "none"), "verbosity": (None,),
+    "echo": (None, False), "suffix": (None, ""), "best_of": (None, 1),
 }  # fmt: skip
 
 
@@ -105,7 +106,7 @@ class OpenAIForm(SampledForm):
         """
         for name, neutral in ABSENT.items():
             if getattr(self, name) not in neutral:
-                raise Fault(400, f"{name} is not supported here; leave it out", code="unsupported_parameter", param=name)
+                raise Fault(400, f"{name} is not supported; leave it out", code="unsupported_parameter", param=name)
         if self.stream_options is not None and not self.stream:
             raise Fault(400, "stream_options needs stream", code="invalid_value", param="stream_options")
 

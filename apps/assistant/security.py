@@ -5,8 +5,8 @@ it (DNS rebinding) makes them same-origin. So each request, whatever its method,
 
 1. a Host of ours: 127.0.0.1 or localhost, with our port;
 2. no Origin, or the very origin that its Host names; and no Sec-Fetch-Site of another site;
-3. the token (`Authorization: Bearer`), or the cookie that the token bought. With the cookie, everything but GET and HEAD
-   must have an Origin, so that no other page's form can use it; there are no CORS headers at all;
+3. the token (`Authorization: Bearer`), or the cookie that the token bought. With the cookie, everything but GET and
+   HEAD must have an Origin, so that no other page's form can use it; there are no CORS headers at all;
 4. JSON as its body, of limited size, within limited time.
 
 `/health` alone needs no token. Websockets are closed. What an answer's content may do is limited by its headers.
@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import parse_qs
 
-from assistant.faults import Fault
-from edgealign.errors import InputError
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from assistant.faults import Fault
+from edgealign.errors import InputError
 
 BODY_BYTES, IMPORT_BYTES, IMPORT_PATH = 1 << 20, 64 << 20, "/api/import"
 BODY_S = 30.0
@@ -36,8 +37,8 @@ TOKEN_CHARACTERS = 16
 OPEN_PATHS = ("/health",)
 SAFE_METHODS = ("GET", "HEAD")
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
-    "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = {
     "content-security-policy": POLICY,
@@ -127,7 +128,7 @@ class Guard:
                 raise _unauthorised("wrong token")
             return
         if not hmac.compare_digest(_raw(_cookie(headers, self.cookie)), _raw(self._badge)):
-            raise _unauthorised("a token is needed: open the address that `edgealign app` printed, or send it as Bearer")
+            raise _unauthorised("a token is needed: open the address that edgealign app printed, or send it as Bearer")
         if scope["method"] not in SAFE_METHODS and not headers.get("origin"):
             raise Fault(403, "a request with the cookie must name its origin", code="origin_missing")
 

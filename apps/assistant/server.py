@@ -22,6 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from assistant import chat_api, faults, openai_api
 from assistant.answers import Answerer
 from assistant.engine import Engine, open_engine
@@ -31,13 +39,6 @@ from assistant.store import Store
 from edgealign import __version__
 from edgealign.chat.recipes import ChatRecipe
 from edgealign.errors import UsageError
-from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import PlainTextResponse
-from fastapi.staticfiles import StaticFiles
-from prometheus_client import generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOST = "127.0.0.1"
 STATIC = Path(__file__).resolve().parent / "static"
@@ -73,8 +74,8 @@ def create_app(
         yield
 
     app = FastAPI(
-        lifespan=lifespan, title="edgealign assistant", version=__version__, docs_url=None, redoc_url=None, responses=faults.RESPONSES,
-        description="OpenAI's API under /v1, the page's own under /api.",
+        lifespan=lifespan, title="edgealign assistant", version=__version__, docs_url=None, redoc_url=None,
+        responses=faults.RESPONSES, description="OpenAI's API under /v1, the page's own under /api.",
     )  # fmt: skip
     faults.install(app)
     app.include_router(openai_api.routes(engine, recipe))

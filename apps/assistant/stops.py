@@ -1,4 +1,4 @@
-"""Stop strings in a text that comes in pieces: nothing of them is ever shown, and nothing before them is held for long."""
+"""Stop strings in a text that comes in pieces: nothing of them is shown, nothing before them is held for long."""
 
 from __future__ import annotations
 

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from assistant.engine import Answer, Event, Piece, Scored
-from assistant.faults import Fault
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+from assistant.faults import Fault
+from assistant.pieces import Answer, Event, Piece, Scored
 
 T = TypeVar("T")
 

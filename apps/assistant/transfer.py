@@ -1,6 +1,6 @@
 """Conversations out of the store and back in, and forgetting a user.
 
-    {"format": "edgealign.conversations", "version": 1, "conversations": [{..., "messages": [...], "comparisons": [...]}]}
+    {"format": "edgealign.conversations", "version": 1, "conversations": [{"id": ..., "messages": [...], ...}]}
 
 What is there already (by id) is left as it is, so importing a file twice changes nothing the second time.
 """
@@ -66,8 +66,8 @@ def import_all(store: Store, archive: Archive) -> dict[str, int]:
             db.executemany(
                 "INSERT INTO comparisons VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (item.id, item.prompt, item.left, item.right, item.source, item.choice, item.created_s, item.chosen_s)
-                    for item in entry.comparisons
+                    (it.id, it.prompt, it.left, it.right, it.source, it.choice, it.created_s, it.chosen_s)
+                    for it in entry.comparisons
                 ],
             )
             imported += 1
