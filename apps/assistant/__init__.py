@@ -2,5 +2,5 @@
 
     edgealign app
 
-A package of its own beside the library (`apps/` in a checkout, `edgealign/_apps` in a wheel), found by `edgealign.apps`.
+A package of its own beside the library: `apps/` in a checkout, `edgealign/_apps` in a wheel; `edgealign.apps` finds it.
 """

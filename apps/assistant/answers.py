@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -54,7 +54,7 @@ class Answerer:
         page = {"user": DEFAULT_USER, "system": "", "theme": "system", "compare_every": 8}
         return {**page, **own, **preferences.settings(self.store)}
 
-    async def answer(self, message: str, form: AnswerForm) -> AsyncIterator[str]:
+    async def answer(self, message: str, form: AnswerForm) -> AsyncGenerator[str, None]:
         """The events of one answer. If nobody listens any longer, what was said is stored all the same.
 
         Raises:
@@ -65,7 +65,7 @@ class Answerer:
         job = self._job(question, sampling, model)
         key, said, done = uuid.uuid4().hex, "", False
         try:
-            async with aclosing(self.engine.answer(job)) as events:  # type: ignore[type-var]
+            async with aclosing(self.engine.answer(job)) as events:
                 begun = False
                 async for event in events:
                     if not begun:
@@ -91,7 +91,7 @@ class Answerer:
 
         async def last() -> Json:
             found: Json = {}
-            async with aclosing(events) as inner:  # type: ignore[type-var]
+            async with aclosing(events) as inner:
                 async for event in inner:
                     found = json.loads(event.removeprefix("data: "))
             stored: Json = found["message"]
@@ -99,7 +99,7 @@ class Answerer:
 
         return await unless_gone(last(), request)
 
-    async def compare(self, message: str, form: CompareForm) -> AsyncIterator[str]:
+    async def compare(self, message: str, form: CompareForm) -> AsyncGenerator[str, None]:
         """The events of two answers; both are stored when both are there.
 
         Raises:
@@ -116,7 +116,7 @@ class Answerer:
         for number, (side, model) in enumerate(zip(("left", "right"), models, strict=True)):
             for attempt in range(TRIES if number else 1):
                 job = self._job(question, seeded(sampling, number + attempt), model)
-                async with aclosing(self.engine.answer(job, admitted=number > 0)) as events:  # type: ignore[type-var]
+                async with aclosing(self.engine.answer(job, admitted=number > 0)) as events:
                     async for event in events:
                         if not begun:  # from here on an error is an event
                             yield _event({"type": "start"})

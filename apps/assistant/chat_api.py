@@ -75,8 +75,8 @@ def routes(engine: Engine, store: Store, answerer: Answerer, metrics: Metrics) -
     def get_state() -> Json:
         return {
             "version": __version__, "model": engine.name, "models": list(engine.models()),
-            "users": sorted(engine.users), "runtime": engine.facts["runtime"], "digest": engine.facts["digest"], "context": engine.context,
-            "queue": engine.queue, "settings": answerer.settings(),
+            "users": sorted(engine.users), "runtime": engine.facts["runtime"], "digest": engine.facts["digest"],
+            "context": engine.context, "queue": engine.queue, "settings": answerer.settings(),
         }  # fmt: skip
 
     @router.get("/settings", response_model=Settings)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ class Engine:
             begin = (int(first),) if first == self.tokenizer.bos_token_id else ()
             return (*begin, *encoder(self.tokenizer)(text, False))
 
-    async def answer(self, job: Job, *, admitted: bool = False) -> AsyncIterator[Event]:
+    async def answer(self, job: Job, *, admitted: bool = False) -> AsyncGenerator[Event, None]:
         """Wait for the turn, then pieces as they come and an `Answer` at the end. Leaving the loop cancels.
 
         Args:

@@ -13,7 +13,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +143,7 @@ async def _respond(engine: Engine, form: OpenAIForm, jobs: Sequence[Job], shape:
 
 async def _stream(
     engine: Engine, jobs: Sequence[Job], shape: Shape, head: Mapping[str, Any], with_usage: bool
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     answers: list[Answer] = []
     empty = {"usage": None} if with_usage else {}
     for index, job in enumerate(jobs):
@@ -162,10 +162,10 @@ async def _stream(
     yield DONE
 
 
-async def _with_start(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+async def _with_start(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
     """An empty piece before the first one, once the model has begun: it carries the role."""
     first = True
-    async with aclosing(events) as inner:  # type: ignore[type-var]
+    async with aclosing(events) as inner:
         async for event in inner:
             if first:
                 yield Piece("")

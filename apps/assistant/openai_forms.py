@@ -176,9 +176,8 @@ class CompletionForm(OpenAIForm):
         """One entry for each prompt: text, or token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [[int(token) for token in self.prompt if isinstance(token, int)]]
-        return [part for part in self.prompt if not isinstance(part, int)]
+        single: list[int] = [part for part in self.prompt if isinstance(part, int)]
+        return [single] if single else [part for part in self.prompt if not isinstance(part, int)]
 
 
 def seeded(sampling: Sampling, number: int) -> Sampling:

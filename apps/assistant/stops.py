@@ -19,10 +19,11 @@ class StopText:
         if self.found:
             return ""
         self._held += piece
-        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if places:
+        # The first to be complete counts, so that it does not matter how the text was cut.
+        found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
             self.found = True
-            return self._give(min(places))
+            return self._give(min(found)[1])
         return self._give(len(self._held) - self._beginning())
 
     def close(self) -> str:

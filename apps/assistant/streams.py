@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str]) -> None:
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
         self._events: Any = events
         super().__init__(events)
 
@@ -34,7 +34,7 @@ class EventStream(StreamingResponse):
             await self._events.aclose()
 
 
-async def first_of(events: AsyncIterator[str], request: Request) -> AsyncIterator[str]:
+async def first_of(events: AsyncGenerator[str, None], request: Request) -> AsyncGenerator[str, None]:
     """The same events, after waiting for the first: until then an error can still be a status.
 
     Raises:
@@ -43,8 +43,8 @@ async def first_of(events: AsyncIterator[str], request: Request) -> AsyncIterato
     return _again(await unless_gone(anext(events), request), events)
 
 
-async def _again(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
-    async with aclosing(events) as rest:  # type: ignore[type-var]
+async def _again(first: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    async with aclosing(events) as rest:
         yield first
         try:
             async for event in rest:
@@ -53,7 +53,7 @@ async def _again(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
             yield f"data: {json.dumps(fault.body())}\n\n"
 
 
-async def collect(events: AsyncIterator[Event], request: Request) -> tuple[Answer, list[Scored]]:
+async def collect(events: AsyncGenerator[Event, None], request: Request) -> tuple[Answer, list[Scored]]:
     """The whole answer.
 
     Raises:
@@ -80,9 +80,9 @@ async def unless_gone(work: Awaitable[T], request: Request) -> T:
         await asyncio.gather(task, leaving, return_exceptions=True)
 
 
-async def _drain(events: AsyncIterator[Event]) -> tuple[Answer, list[Scored]]:
+async def _drain(events: AsyncGenerator[Event, None]) -> tuple[Answer, list[Scored]]:
     tokens: list[Scored] = []
-    async with aclosing(events) as inner:  # type: ignore[type-var]
+    async with aclosing(events) as inner:
         async for event in inner:
             if isinstance(event, Piece):
                 tokens += event.tokens

@@ -17,6 +17,7 @@ from assistant.faults import Fault
 from assistant.forms import Archive, Archived
 from assistant.store import Store
 
+COMPARISON = ("id", "prompt", "left", "right", "source", "choice", "created_s", "chosen_s")  # as the table has them
 FORMAT, VERSION = "edgealign.conversations", 1
 
 
@@ -42,7 +43,7 @@ def import_all(store: Store, archive: Archive) -> dict[str, int]:
             if db.execute("SELECT 1 FROM conversations WHERE id = ?", (entry.id,)).fetchone():
                 continue
             _check(entry, f"conversations.{number}")
-            used = [item.id for item in (*entry.messages, *entry.comparisons)]
+            used = [*(item.id for item in entry.messages), *(pair.id for pair in entry.comparisons)]
             if _known(db, "messages", used) or _known(db, "comparisons", used):
                 raise _bad(f"conversations.{number}", "has an id of another conversation")
             db.execute(
@@ -66,8 +67,7 @@ def import_all(store: Store, archive: Archive) -> dict[str, int]:
             db.executemany(
                 "INSERT INTO comparisons VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (it.id, it.prompt, it.left, it.right, it.source, it.choice, it.created_s, it.chosen_s)
-                    for it in entry.comparisons
+                    tuple(getattr(pair, name) for name in COMPARISON) for pair in entry.comparisons
                 ],
             )
             imported += 1
