@@ -31,7 +31,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     engine = Engine(
         lambda: ScriptedSession(vocab=4096), name="script",
         tokenizers=(load_tokenizer("starter"), load_tokenizer("starter")), context=512, users={}, metrics=Metrics(),
-        facts={"runtime": "scripted", "digest": None, "adapters": {}},
+        facts={"runtime": "scripted", "digest": None, "adapters": {}}, queue=16,
     )  # fmt: skip
     with serving(engine, tmp_path_factory.mktemp("guarded")) as served:
         yield served
