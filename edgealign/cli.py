@@ -16,6 +16,7 @@ import typer
 from edgealign import (
     __version__,
     cli_advise,
+    cli_app,
     cli_bench,
     cli_chat,
     cli_data,
@@ -309,6 +310,7 @@ def verify(
 
 
 app.command()(cli_advise.advise)
+app.command()(cli_app.app)
 app.command()(cli_chat.chat)
 app.command()(cli_chat.package)
 

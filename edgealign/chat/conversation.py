@@ -9,7 +9,7 @@ What is typed is text: somebody may ask about `<|im_end|>` without ending their 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,32 +107,46 @@ class Conversation:
         self.turns, self._fed, self._asked = [], [], 0
 
     def _prompt(self, asked: Message) -> tuple[list[int], int]:
-        """What to feed, and how many of the oldest turns have to go for it.
-
-        Turns go until the longest answer fits, or half the context where that is less.
-        """
+        """What to feed, and how many of the oldest turns have to go for it."""
         from edgealign.data.encode import encode_prompt
 
+        def encode(messages: Sequence[Message]) -> Sequence[int]:
+            return encode_prompt(self.tokenizer, messages, typed=True)
+
         head = [Message("system", self.system)] if self.system else []
-        wanted = min(self.recipe.max_tokens, self.context // 2)
-        dropped = 0
-        while True:
-            prompt = encode_prompt(self.tokenizer, (*head, *self.turns[dropped:], asked), typed=True)
-            if len(prompt) + wanted <= self.context or dropped == len(self.turns):
-                break
-            dropped += 2  # a question and its answer
-        if len(prompt) >= self.context:
-            raise InputError(
-                "prompt", f"its {len(prompt):,} tokens leave no room for an answer in {self.context:,}",
-                "shorten it, or --system",
-            )
-        return list(prompt), dropped
+        return fit_prompt(encode, head, self.turns, asked, max_tokens=self.recipe.max_tokens, context=self.context)
 
     def _remember(self, asked: str, answered: str, dropped: int) -> None:
         """Both turns, or neither where nothing was said: a template need not know an empty answer."""
         self.turns = self.turns[dropped:]
         if kept := answered.strip():
             self.turns += [Message("user", asked), Message("assistant", kept)]
+
+
+def fit_prompt(
+    encode: Callable[[Sequence[Message]], Sequence[int]], head: Sequence[Message], turns: Sequence[Message],
+    asked: Message, *, max_tokens: int, context: int,
+) -> tuple[list[int], int]:  # fmt: skip
+    """What to feed for a question, and how many of the oldest turns have to go for it.
+
+    Turns go until the longest answer fits, or half the context where that is less. The head, a system turn, stays.
+
+    Raises:
+        InputError: the question alone leaves no room for an answer.
+    """
+    wanted = min(max_tokens, context // 2)
+    dropped = 0
+    while True:
+        prompt = encode((*head, *turns[dropped:], asked))
+        if len(prompt) + wanted <= context or dropped == len(turns):
+            break
+        dropped += 2  # a question and its answer
+    if len(prompt) >= context:
+        raise InputError(
+            "prompt", f"its {len(prompt):,} tokens leave no room for an answer in {context:,}",
+            "shorten it, or --system",
+        )
+    return list(prompt), dropped
 
 
 def open_conversation(

@@ -13,16 +13,16 @@ UNKNOWN = "\ufffd"
 
 
 class TextStream:
-    """`push` a token, get the text that is certain by now; `close` gets what was held back and is whole."""
+    """`push` a token, get the text that is certain by now. `strip`: without the space before the first word."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, strip: bool = True) -> None:
         self.text = ""
-        self._tokenizer = tokenizer
+        self._tokenizer, self._strip = tokenizer, strip
         self._open: list[int] = []  # tokens since the last point where everything was certain
         self._given = 0  # characters of theirs that are in `text` already
 
     def push(self, token: int) -> str:
-        """The new text, without the space before an answer's first word; often empty."""
+        """The new text; often empty."""
         self._open.append(token)
         decoded = str(self._tokenizer.decode(
             self._open, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -33,7 +33,7 @@ class TextStream:
             self._open, self._given = [], 0
         else:
             self._given = len(certain)
-        if not self.text:
+        if self._strip and not self.text:
             new = new.lstrip()
         self.text += new
         return new

@@ -1,0 +1,197 @@
+"""Answers to stored questions: what the model is shown, what is stored of it, and two answers to choose from."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from fastapi import Request
+
+from assistant import conversations, preferences
+from assistant.conversations import Json
+from assistant.engine import Engine
+from assistant.faults import Fault
+from assistant.forms import DEFAULT_USER, AnswerForm, CompareForm
+from assistant.openai_forms import SampledForm, seeded
+from assistant.pieces import Answer, Job, Piece
+from assistant.store import Store
+from assistant.streams import unless_gone
+from edgealign.chat.conversation import fit_prompt
+from edgealign.chat.recipes import TalkRecipe
+from edgealign.data.forms import Message
+from edgealign.runtimes.recipes import Sampling
+
+SAMPLED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
+LIVELY = 0.9  # the least temperature of a comparison: two answers that say the same teach nothing
+TRIES = 3  # second answers that are drawn until one differs from the first
+
+
+@dataclass(frozen=True)
+class Question:
+    """A stored question, ready to be answered."""
+
+    message: str
+    conversation: Json
+    prompt: tuple[int, ...]
+    dropped: int
+    room: int
+
+
+class Answerer:
+    """Over one engine and one store; `default` is how tokens are drawn where neither request nor settings say it."""
+
+    def __init__(self, engine: Engine, store: Store, default: TalkRecipe) -> None:
+        self.engine, self.store, self.default = engine, store, default
+
+    def settings(self) -> Json:
+        """Every setting as it is in force."""
+        own = {name: getattr(self.default, name) for name in SAMPLED}
+        page = {"user": DEFAULT_USER, "system": self.default.system, "theme": "system", "compare_every": 8}
+        return {**page, **own, **preferences.settings(self.store)}
+
+    async def answer(self, message: str, form: AnswerForm) -> AsyncGenerator[str, None]:
+        """The events of one answer. If nobody listens any longer, what was said is stored all the same.
+
+        Raises:
+            Fault: no such question, no such model, no room, no place in the queue.
+        """
+        question, sampling = await asyncio.to_thread(self._prepare, message, form)
+        model = self._model(question, form.model)
+        job = self._job(question, sampling, model)
+        key, said, done = uuid.uuid4().hex, "", False
+        try:
+            async with aclosing(self.engine.answer(job)) as events:
+                begun = False
+                async for event in events:
+                    if not begun:
+                        yield _event({"type": "start", "message": key})
+                        begun = True
+                    if isinstance(event, Piece):
+                        said += event.text
+                        if event.text:
+                            yield _event({"type": "token", "text": event.text})
+                        continue
+                    done = True
+                    storing = asyncio.to_thread(self._store, question, event, job, model, key)
+                    stored = await asyncio.shield(storing)  # also if the page leaves just now
+                    yield _event({"type": "answer", "message": stored, "dropped": question.dropped})
+        finally:
+            if said and not done:
+                cut = Answer(said, "cancelled", len(job.prompt), 0, 0.0, 0.0)
+                # Nothing can be awaited here: the task is being cancelled.
+                asyncio.get_running_loop().run_in_executor(None, self._store_cut, question, cut, job, model, key)
+
+    async def answer_whole(self, message: str, form: AnswerForm, request: Request) -> Json:
+        """One answer, stored, in one piece."""
+        events = self.answer(message, form)
+
+        async def last() -> Json:
+            found: Json = {}
+            async with aclosing(events) as inner:
+                async for event in inner:
+                    found = json.loads(event.removeprefix("data: "))
+            stored: Json = found["message"]
+            return stored
+
+        return await unless_gone(last(), request)
+
+    async def compare(self, message: str, form: CompareForm) -> AsyncGenerator[str, None]:
+        """The events of two answers; both are stored when both are there.
+
+        Raises:
+            Fault: as for `answer`.
+        """
+        question, sampling = await asyncio.to_thread(self._prepare, message, form)
+        if form.temperature is None:
+            sampling = replace(sampling, temperature=max(sampling.temperature, LIVELY))
+        models = [self._model(question, model) for model in form.models or (None, None)]
+        if secrets.randbelow(2):
+            models.reverse()  # the place says nothing about the model
+        stored: list[tuple[Answer, Job, str]] = []
+        begun = False
+        for number, (side, model) in enumerate(zip(("left", "right"), models, strict=True)):
+            for attempt in range(TRIES if number else 1):
+                job = self._job(question, seeded(sampling, number + attempt), model)
+                async with aclosing(self.engine.answer(job, admitted=number > 0)) as events:
+                    async for event in events:
+                        if not begun:  # from here on an error is an event
+                            yield _event({"type": "start"})
+                            begun = True
+                        if isinstance(event, Answer):
+                            answer = event
+                        elif event.text:
+                            yield _event({"type": "token", "side": side, "text": event.text})
+                if not stored or answer.text.strip() != stored[0][0].text.strip() or attempt == TRIES - 1:
+                    break
+                yield _event({"type": "again", "side": side})  # its text so far is to be taken back
+            stored.append((answer, job, model))
+        yield _event(await asyncio.to_thread(self._store_pair, question, stored))
+
+    def _prepare(self, message: str, form: SampledForm) -> tuple[Question, Sampling]:
+        talk, turns = conversations.path_to(self.store, message)
+        if turns[-1]["role"] != "user":
+            raise Fault(400, "this message is an answer; give the question above it", code="invalid_value")
+        known = self.settings()
+        default: Sampling = replace(self.default, **{name: known[name] for name in SAMPLED})
+        sampling = form.sampling(default, max_tokens=form.max_tokens or default.max_tokens)
+        head = [Message("system", talk["system"])] if talk["system"] else []
+        said = [Message(turn["role"], turn["content"]) for turn in turns]
+        pairs = zip(said[:-1:2], said[1::2], strict=True)
+        # A template may know no empty answer.
+        heard = [part for pair in pairs if pair[1].content.strip() for part in pair]
+        prompt, dropped = fit_prompt(
+            self.engine.encode, head, heard, said[-1], max_tokens=sampling.max_tokens, context=self.engine.context
+        )
+        room = min(sampling.max_tokens, self.engine.context - len(prompt))
+        return Question(message, talk, tuple(prompt), dropped, room), sampling
+
+    def _model(self, question: Question, wanted: str | None) -> str:
+        """The wanted model, or the one of the conversation's user, or the base.
+
+        Raises:
+            Fault: no such model.
+        """
+        if wanted is not None:
+            self.engine.user_of(wanted)
+            return wanted
+        own = f"{self.engine.name}@{question.conversation['user']}"
+        return own if own in self.engine.models() else self.engine.name
+
+    def _job(self, question: Question, sampling: Sampling, model: str) -> Job:
+        sampling = replace(sampling, max_tokens=question.room)
+        return Job(prompt=question.prompt, sampling=sampling, user=self.engine.user_of(model), keep=True)
+
+    def _store(self, question: Question, answer: Answer, job: Job, model: str, key: str | None) -> Json:
+        """The answer under its question, with everything that is needed to say where it came from."""
+        facts: dict[str, Any] = {
+            "model": model, "digest": self.engine.facts["digest"], "sampling": asdict(job.sampling),
+            "adapter": self.engine.facts["adapters"].get(job.user), "finish": answer.finish, "tokens": answer.tokens,
+            "prompt_tokens": answer.prompt_tokens, "ttft_s": round(answer.ttft_s, 4),
+            "seconds": round(answer.seconds, 4), "dropped": question.dropped,
+        }  # fmt: skip
+        return conversations.add_message(
+            self.store, question.conversation["id"], parent=question.message, role="assistant",
+            content=answer.text.rstrip(), facts=facts, key=key,
+        )  # fmt: skip
+
+    def _store_cut(self, question: Question, answer: Answer, job: Job, model: str, key: str) -> None:
+        """`_store`, unless the conversation is gone by now."""
+        try:
+            self._store(question, answer, job, model, key)
+        except Fault:
+            return
+
+    def _store_pair(self, question: Question, answers: list[tuple[Answer, Job, str]]) -> Json:
+        left, right = (self._store(question, answer, job, model, None) for answer, job, model in answers)
+        pair = preferences.compare(self.store, prompt=question.message, left=left["id"], right=right["id"])
+        return {"type": "comparison", "comparison": pair, "left": left, "right": right, "dropped": question.dropped}
+
+
+def _event(value: Json) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

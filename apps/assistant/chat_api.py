@@ -1,0 +1,179 @@
+"""The page's API. Everything is JSON; ids are 32 hex digits; times are seconds since 1970.
+
+    GET    /api/state                            model, users with adapters, context, settings in force
+    GET    /api/settings    PUT /api/settings    PUT changes what it names; null goes back to the default
+    GET    /api/conversations?query&user&limit&offset      the latest first
+    POST   /api/conversations                    {title, user, system}, all optional
+    GET    /api/conversations/{id}               every message of every branch, with thumbs, and comparisons
+    PATCH  /api/conversations/{id}               rename; another head (branch on show), user, system turn
+    DELETE /api/conversations/{id}
+    POST   /api/conversations/{id}/messages      {content, parent}: a question; again under one parent: a branch
+    POST   /api/messages/{id}/answers            answer a question; again: regenerate. Sampling as in /v1
+    POST   /api/messages/{id}/comparisons        two answers to a question, to be chosen from
+    POST   /api/comparisons                      {left, right}: two answers that are there already
+    PUT    /api/comparisons/{id}/choice          {choice: left | right | tie}
+    PUT    /api/messages/{id}/feedback           {rating: 1 | -1, reasons, comment}; DELETE takes it back
+    POST   /api/messages/{id}/edit               {content}: the answer as it should have been, preferred to the old one
+    GET    /api/choices?user&form=pair|thumb     JSON lines for `edgealign personalize --choices`
+    GET    /api/export?conversation              POST /api/import: the same document; what is there already is skipped
+    DELETE /api/users/{user}                     everything of one user
+
+Answers come as events, `data: {...}` lines: {"type": "start", "message": ID}, {"type": "token", "text"}, then
+{"type": "answer", "message": {...}, "dropped": turns that no longer fitted}. Comparisons: "token" events have a "side",
+and the end is {"type": "comparison", "comparison", "left", "right"}. After the start an error is an event
+{"error": {...}}. Closing the connection stops the model; what it had said of an answer is stored under ID.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from assistant import conversations, preferences, transfer
+from assistant.answers import Answerer
+from assistant.conversations import Json
+from assistant.engine import Engine
+from assistant.forms import (
+    AnswerForm,
+    Archive,
+    Archived,
+    Choice,
+    CompareForm,
+    ComparisonRecord,
+    ConversationChange,
+    ConversationListed,
+    Counts,
+    Edit,
+    Edited,
+    ExistingPair,
+    Feedback,
+    Forgotten,
+    Id,
+    MessageRecord,
+    NewConversation,
+    NewMessage,
+    Settings,
+    State,
+    User,
+)
+from assistant.metrics import Metrics
+from assistant.store import Store
+from assistant.streams import EventStream, first_of
+from edgealign import __version__
+
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "events"}}
+LINES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/jsonl": {}}, "description": "JSON lines"}}
+
+
+def routes(engine: Engine, store: Store, answerer: Answerer, metrics: Metrics) -> APIRouter:
+    """The endpoints over one engine and one store."""
+    router = APIRouter(prefix="/api", tags=["page"])
+
+    @router.get("/state", response_model=State)
+    def get_state() -> Json:
+        return {
+            "version": __version__, "model": engine.name, "models": list(engine.models()),
+            "users": sorted(engine.users), "runtime": engine.facts["runtime"], "digest": engine.facts["digest"],
+            "context": engine.context, "queue": engine.queue, "settings": answerer.settings(),
+        }  # fmt: skip
+
+    @router.get("/settings", response_model=Settings)
+    def get_settings() -> Json:
+        return answerer.settings()
+
+    @router.put("/settings", response_model=Settings)
+    def put_settings(form: Settings) -> Json:
+        preferences.change_settings(store, form.model_dump(include=form.model_fields_set))
+        return answerer.settings()
+
+    @router.get("/conversations", response_model=list[ConversationListed])
+    def list_conversations(
+        query: Annotated[str, Query(max_length=1000)] = "", user: User | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+    ) -> list[Json]:  # fmt: skip
+        return conversations.search(store, query=query, user=user, limit=limit, offset=offset)
+
+    @router.post("/conversations", response_model=Archived, status_code=201)
+    def create_conversation(form: NewConversation) -> Json:
+        known = answerer.settings()
+        system = known["system"] if form.system is None else form.system
+        return conversations.create(store, title=form.title, user=form.user or known["user"], system=system)
+
+    @router.get("/conversations/{conversation}", response_model=Archived)
+    def get_conversation(conversation: Id) -> Json:
+        return conversations.read(store, conversation)
+
+    @router.patch("/conversations/{conversation}", response_model=Archived)
+    def change_conversation(conversation: Id, form: ConversationChange) -> Json:
+        return conversations.update(store, conversation, form.model_dump(exclude_none=True))
+
+    @router.delete("/conversations/{conversation}", status_code=204)
+    def delete_conversation(conversation: Id) -> None:
+        conversations.delete(store, conversation)
+
+    @router.post("/conversations/{conversation}/messages", response_model=MessageRecord, status_code=201)
+    def add_message(conversation: Id, form: NewMessage) -> Json:
+        return conversations.add_message(
+            store, conversation, parent=form.parent, role="user", content=form.content, facts={}
+        )
+
+    @router.post("/messages/{message}/answers", response_model=MessageRecord, responses=EVENTS)
+    async def answer(message: Id, form: AnswerForm, request: Request) -> Any:
+        if not form.stream:
+            return await answerer.answer_whole(message, form, request)
+        return EventStream(await first_of(answerer.answer(message, form), request))
+
+    @router.post("/messages/{message}/comparisons", response_class=Response, responses=EVENTS)
+    async def compare(message: Id, form: CompareForm, request: Request) -> Response:
+        return EventStream(await first_of(answerer.compare(message, form), request))
+
+    @router.post("/comparisons", response_model=ComparisonRecord, status_code=201)
+    def compare_existing(form: ExistingPair) -> Json:
+        prompt = conversations.message(store, form.left)["parent"]
+        return preferences.compare(store, prompt=prompt, left=form.left, right=form.right)
+
+    @router.put("/comparisons/{comparison}/choice", response_model=ComparisonRecord)
+    def choose(comparison: Id, form: Choice) -> Json:
+        chosen = preferences.choose(store, comparison, form.choice)
+        metrics.feedback.labels("choice").inc()
+        return chosen
+
+    @router.put("/messages/{message}/feedback", response_model=MessageRecord)
+    def put_feedback(message: Id, form: Feedback) -> Json:
+        rated = preferences.set_feedback(
+            store, message, rating=form.rating, reasons=form.reasons, comment=form.comment
+        )
+        metrics.feedback.labels("thumb").inc()
+        return rated
+
+    @router.delete("/messages/{message}/feedback", response_model=MessageRecord)
+    def delete_feedback(message: Id) -> Json:
+        return preferences.clear_feedback(store, message)
+
+    @router.post("/messages/{message}/edit", response_model=Edited, status_code=201)
+    def edit(message: Id, form: Edit) -> Json:
+        new, comparison = preferences.edit(store, message, form.content)
+        metrics.feedback.labels("edit").inc()
+        return {"message": new, "comparison": comparison}
+
+    @router.get("/choices", response_class=Response, responses=LINES)
+    def get_choices(user: User | None = None, form: Literal["pair", "thumb"] = "pair") -> Response:
+        rows = preferences.pairs(store, user) if form == "pair" else preferences.thumbs(store, user)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return Response(text, media_type="application/jsonl")
+
+    @router.get("/export", response_model=Archive)
+    def export(conversation: Id | None = None) -> Json:
+        return transfer.export(store, conversation)
+
+    @router.post("/import", response_model=Counts)
+    def import_all(form: Archive) -> dict[str, int]:
+        return transfer.import_all(store, form)
+
+    @router.delete("/users/{user}", response_model=Forgotten)
+    def forget(user: User) -> dict[str, int]:
+        return {"conversations": transfer.forget(store, user)}
+
+    return router
