@@ -26,6 +26,7 @@ import numpy as np
 
 from edgealign.data.forms import Message
 from edgealign.errors import InputError, UsageError
+from edgealign.personalize.steering_recipe import MASK_TEMPERATURE, MAX_STRENGTH, PLAUSIBLE, STRENGTH
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from edgealign.runtimes.session import Logits
     from edgealign.runtimes.streams import Streams
 
-MAX_STRENGTH = 20.0
 PROBES = ("Hi", "7 + 1?", "'tis so", "\u00e9t\u00e9")  # first words of a question that tokenise in different ways
 
 
@@ -41,9 +41,9 @@ PROBES = ("Hi", "7 + 1?", "'tis so", "\u00e9t\u00e9")  # first words of a questi
 class Mixing:
     """How far to go, and which tokens are plausible: those of the top-p set at this temperature."""
 
-    strength: float
-    plausible: float = 0.8
-    temperature: float = 1.0
+    strength: float = STRENGTH
+    plausible: float = PLAUSIBLE
+    temperature: float = MASK_TEMPERATURE
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.strength <= MAX_STRENGTH:  # a NaN is not, either
@@ -137,7 +137,8 @@ def plausible_tokens(preferred: Logits, mixing: Mixing) -> npt.NDArray[np.int64]
     candidates = np.flatnonzero(chances >= (1.0 - mixing.plausible) / len(chances))
     ordered = candidates[np.argsort(-chances[candidates], kind="stable")]
     reached = np.cumsum(chances[ordered])
-    return ordered[reached - chances[ordered] < mixing.plausible]
+    kept: npt.NDArray[np.int64] = ordered[reached - chances[ordered] < mixing.plausible]
+    return kept
 
 
 def system_text(preference: str, system: str = "") -> str:
