@@ -38,7 +38,7 @@ GAP = 1e-2  # of logits, where caches are in 16 bits and a batch of two adds in 
 def measure(path: str, *, threads: int | None, prompt_tokens: int, tokens: int, rounds: int) -> dict[str, Any]:
     """Alternate the loops on one model; speeds in tokens per second."""
     card = machine_card()
-    options = {"threads": threads}
+    options: dict[str, Any] = {"threads": threads}
     with ExitStack() as stack:
         base = stack.enter_context(closing(open_session(path, **options)))
         facts = base.info()  # type: ignore[attr-defined]

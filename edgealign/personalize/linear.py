@@ -129,7 +129,9 @@ def mix(preferred: Logits, plain: Logits, mixing: Mixing) -> Logits:
 
 
 def plausible_tokens(preferred: Logits, mixing: Mixing) -> npt.NDArray[np.int64]:
-    """The smallest set of likeliest tokens that has the probability ``mixing.plausible``, likeliest first."""
+    """The smallest set of likeliest tokens that has the probability ``mixing.plausible``; of 1 all there are."""
+    if mixing.plausible == 1.0:
+        return np.arange(len(preferred))
     scaled = preferred.astype(np.float64) / mixing.temperature
     chances = np.exp(scaled - scaled.max())
     chances /= chances.sum()

@@ -224,7 +224,8 @@ def summarize(
     answers: Mapping[str, Mapping[str, Sequence[Steered]]], bare: Sequence[str], recipe: SteeringRecipe
 ) -> dict[str, Any]:
     """Style -> strength -> measures; over all styles the mean, whose intervals are over prompts, too."""
-    sd, table = {}, {}
+    sd: dict[str, float] = {}
+    table: dict[str, dict[str, Any]] = {}
     gains: dict[str, list[Any]] = {}
     for name, rows in answers.items():
         measure = STYLES[name].measure
@@ -280,8 +281,9 @@ def _rear(
 
 def _divergence(own: Any, other: Any) -> float:
     """Mean over rows of KL(own || other), nats, of log-probabilities (T, V); no chance in `own` adds nothing."""
-    ratio = np.where(np.isneginf(own), 0.0, own - other)
-    return float((np.exp(own) * ratio).sum(axis=-1).mean())
+    chances = np.exp(own)
+    ratio = np.subtract(own, other, out=np.zeros_like(own), where=chances > 0.0)
+    return float((chances * ratio).sum(axis=-1).mean())
 
 
 def _distinct(found: Sequence[Sequence[str]], n: int) -> float:

@@ -80,7 +80,7 @@ def draw_steering(file: Path, result: Mapping[str, Any]) -> None:
 
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplot_mosaic([["moved", "perplexity"], ["moved", "distinct"]], width_ratios=[1.7, 1])
+    axes: Any = figure.subplot_mosaic([["moved", "perplexity"], ["moved", "distinct"]], width_ratios=[1.7, 1])
     moved = axes["moved"]
     for (name, rows), colour in zip(result["styles"].items(), COLOURS, strict=False):
         points = [(row["kl_prompted"], row["moved_sd"]["mean"]) for row in rows.values()]
