@@ -113,7 +113,7 @@ def _gap(sessions: dict[str, Session], prompt: Sequence[int], following: Sequenc
         rows[name] = np.stack(logits)
         sessions[name].reset()
     both = np.isfinite(rows[TWO]) & np.isfinite(rows[BATCH])
-    return float(np.abs(np.where(both, rows[TWO] - rows[BATCH], 0.0)).max())
+    return float(np.abs(rows[TWO][both] - rows[BATCH][both]).max())
 
 
 def _decode(session: Session, tokens: Sequence[int]) -> None:

@@ -156,6 +156,10 @@ def find_lead(tokenizer: Any, preference: str, system: str = "") -> Lead:
     """
     if not preference.strip():
         raise InputError("preference", "is empty", "say what answers should be like")
+    try:
+        preference.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError("preference", "is not UTF-8 text", "check the terminal's encoding") from error
     found = {_split(tokenizer, probe, system_text(preference, system), system.strip()) for probe in PROBES}
     if len(found) != 1 or (lead := found.pop()).preferred == lead.plain:
         reason = "the chat template of this model does not keep a system turn apart from the question"
@@ -168,13 +172,10 @@ def _split(tokenizer: Any, probe: str, with_it: str, without: str) -> Lead:
     from edgealign.data.encode import encode_prompt
 
     asked = Message("user", probe)
-    try:
-        preferred, plain = (
-            encode_prompt(tokenizer, (*([Message("system", text)] if text else []), asked), typed=True)
-            for text in (with_it, without)
-        )
-    except UnicodeEncodeError as error:
-        raise InputError("preference", "is not UTF-8 text", "check the terminal's encoding") from error
+    preferred, plain = (
+        encode_prompt(tokenizer, (*([Message("system", text)] if text else []), asked), typed=True)
+        for text in (with_it, without)
+    )
     shared = 0
     while shared < min(len(preferred), len(plain)) and preferred[-1 - shared] == plain[-1 - shared]:
         shared += 1
