@@ -75,7 +75,9 @@ def test_a_bundle_follows_a_preference_in_one_batch(tiny_bundle: Callable[[str],
     )
     session: Any = talk.session
     assert isinstance(session.streams, LlamaPair)
-    assert texts(talk)[0]
+    reply = talk.ask("Tell me of a fox.", lambda piece: None)
+    assert reply.tokens > 0
+    assert session.fed > 2 * reply.tokens
     session.close()
 
 
