@@ -48,7 +48,10 @@ SAME = "strength 0 says what prompting says"
 
 @dataclass(frozen=True)
 class Steered:
-    """One answer and what it cost. Nats are means over its tokens, the end of the turn included."""
+    """One answer and what it cost. Nats are means over its tokens, the end of the turn included.
+
+    ``decoded`` counts the tokens that went through the model after the prompt, of both streams.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -56,7 +59,7 @@ class Steered:
     kl_prompted: float
     kl_base: float
     nats_base: float
-    passes: float
+    decoded: int
 
 
 def run(recipe: SteeringRecipe, *, model: str | Path, out: Path, bundle: Path | None = None) -> Artifact:
@@ -155,18 +158,16 @@ class Sweep:
         mixing = Mixing(strength, self.recipe.plausible, self.recipe.mask_temperature)
         self.mixed.prefer(find_lead(self.tokenizer, asked[0].content), mixing)
         fed = self.mixed.fed
-        prompt = encode_prompt(self.tokenizer, asked)
+        prompt, bare = encode_prompt(self.tokenizer, asked), encode_prompt(self.tokenizer, messages)
         tokens, ended = self._generate(self.mixed, prompt)
         whole = (*tokens, self._end) if ended else tokens
-        streams = 2 if strength else 1
-        decoded = self.mixed.fed - fed - len(prompt) - (streams - 1) * len(encode_prompt(self.tokenizer, messages))
-        preferred = self._logits(prompt, whole)
-        without = self._logits(encode_prompt(self.tokenizer, messages), whole)
+        decoded = self.mixed.fed - fed - len(prompt) - (len(bare) if strength else 0)
+        preferred, without = self._logits(prompt, whole), self._logits(bare, whole)
         mixed = np.stack([mix(left, right, mixing) for left, right in zip(preferred, without, strict=True)])
         own, prompted, base = log_softmax(mixed), log_softmax(preferred), log_softmax(without)
         return Steered(
             self._text(tokens), tokens, ended, _divergence(own, prompted), _divergence(own, base),
-            -float(base[np.arange(len(whole)), list(whole)].mean()), decoded / max(len(whole) - 1, 1),
+            -float(base[np.arange(len(whole)), list(whole)].mean()), decoded,
         )  # fmt: skip
 
     @property
@@ -264,7 +265,7 @@ def _measures(row: Sequence[Steered]) -> dict[str, float]:
         "loops": float(np.mean([is_doom_loop(answer.tokens) for answer in row])),
         "ended": float(np.mean([answer.ended for answer in row])),
         "words": float(np.mean([len(each) for each in found])),
-        "passes": float(np.average([answer.passes for answer in row], weights=lengths)),
+        "passes": sum(answer.decoded for answer in row) / max(int((lengths - 1).sum()), 1),
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ SMALL = SteeringRecipe(
 
 
 def answer(text: str, *, kl: float = 0.0, nats: float = 1.0, tokens: int = 4) -> Steered:
-    return Steered(text, tuple(range(tokens)), True, kl, 2 * kl, nats, 2.0)
+    return Steered(text, tuple(range(tokens)), True, kl, 2 * kl, nats, 2 * tokens)
 
 
 def result(*, mixed: str, prompted: str = "Yay!", bare: str = "Yes.", prompts: int = 8) -> dict[str, Any]:
@@ -54,6 +54,7 @@ def test_a_gain_is_against_prompting_and_a_movement_against_no_preference() -> N
     assert row["gain_sd"]["mean"] == pytest.approx(2 / sd)
     assert row["moved_sd"]["mean"] == pytest.approx(4 / sd)
     assert row["follows"] == 1.0
+    assert row["passes"] == 2.0
     assert row["perplexity"] == pytest.approx(math.e)
     assert (row["kl_prompted"], row["kl_base"]) == (pytest.approx(0.3), pytest.approx(0.6))
     assert found["styles"]["cheerful"]["0"]["gain_sd"]["mean"] == 0.0
