@@ -1,4 +1,4 @@
-"""`edgealign eval personalization | few-shot | language | chat | preferences`: reports with pictures."""
+"""`edgealign eval personalization | few-shot | steering | language | chat | preferences`: reports with pictures."""
 
 from __future__ import annotations
 
@@ -150,3 +150,21 @@ def preferences(
     cli_options.run_stage(
         "eval_preferences", overrides, config, dry_run, json, models=models, data=data, judge=judge, out=out
     )
+
+
+@app.command()
+@takes_recipe("eval_steering")
+def steering(
+    *,
+    model: ModelOption,
+    out: OutOption,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="an exported bundle of the model: answers of its runtime")
+    ] = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Linear alignment at several strengths: how far answers move beyond the prompt, and what that costs."""
+    cli_options.run_stage("eval_steering", overrides, config, dry_run, json, model=model, bundle=bundle, out=out)

@@ -48,6 +48,7 @@ STAGES: dict[str, Stage] = {
     "eval_few_shot": Stage("report", "what a few choices tell of users with planted tastes, in torch and as shipped"),
     "eval_language": Stage("report", "how well do models predict held-out text? beside n-gram models of the same text"),
     "eval_preferences": Stage("report", "how well models rank held-out pairs, and how their answers are judged"),
+    "eval_steering": Stage("report", "how far linear alignment moves answers beyond the prompt, and what it costs"),
     "eval_chat": Stage("report", "forty fixed prompts: ends turns, keeps to a story, follows a style, same as shipped"),
 }
 
@@ -82,6 +83,7 @@ RECIPES = Registry(
         "eval_language": "edgealign.evaluate.recipes:LanguageRecipe",
         "eval_preferences": "edgealign.evaluate.recipes:PreferencesRecipe",
         "eval_chat": "edgealign.evaluate.recipes:ChatRecipe",
+        "eval_steering": "edgealign.personalize.steering_recipe:SteeringRecipe",
     },
 )
 
@@ -116,6 +118,7 @@ RUNNERS = Registry(
         "eval_language": "edgealign.evaluate.language:run",
         "eval_preferences": "edgealign.evaluate.preferences:run",
         "eval_chat": "edgealign.evaluate.chat:run",
+        "eval_steering": "edgealign.personalize.steering:run",
     },
 )
 

@@ -19,6 +19,8 @@ from edgealign.chat.recipes import ChatRecipe
 from edgealign.chat.stream import TextStream
 from edgealign.data.forms import Message
 from edgealign.errors import InputError, UsageError
+from edgealign.personalize.linear import MixedSession, Mixing, find_lead, system_text
+from edgealign.personalize.steering_recipe import STRENGTH
 
 if TYPE_CHECKING:
     from edgealign.runtimes.session import Session
@@ -99,10 +101,14 @@ class Conversation:
         """Forget every turn, and take another system turn if one is given.
 
         Raises:
-            InputError: the system turn is not UTF-8; nothing changed.
+            InputError: the system turn is not UTF-8, or the preference cannot be stated; nothing changed.
         """
         if system:
             _checked(system, "system turn")
+        if system is not None and self.recipe.preference is not None:
+            lead = find_lead(self.tokenizer, self.recipe.preference, system)
+            if isinstance(self.session, MixedSession):
+                self.session.prefer(lead)
         self.system = self.system if system is None else system
         self.turns, self._fed, self._asked = [], [], 0
 
@@ -113,7 +119,8 @@ class Conversation:
         def encode(messages: Sequence[Message]) -> Sequence[int]:
             return encode_prompt(self.tokenizer, messages, typed=True)
 
-        head = [Message("system", self.system)] if self.system else []
+        system = system_text(self.recipe.preference or "", self.system)
+        head = [Message("system", system)] if system else []
         return fit_prompt(encode, head, self.turns, asked, max_tokens=self.recipe.max_tokens, context=self.context)
 
     def _remember(self, asked: str, answered: str, dropped: int) -> None:
@@ -158,12 +165,14 @@ def open_conversation(
         adapter: a user's LoRA directory; with a bundle the name of one of its users.
 
     Raises:
-        UsageError: model and bundle, or an adapter that belongs to neither.
+        UsageError: model and bundle, an adapter that belongs to neither, or a strength without a preference.
         InputError, ArtifactError, ToolMissing: it cannot be opened.
     """
     from edgealign.models.load import load_tokenizer, read_config, resolve_model
-    from edgealign.runtimes.session import bundle_adapter, open_session, read_bundle
+    from edgealign.runtimes.session import bundle_adapter, read_bundle
 
+    if recipe.strength is not None and recipe.preference is None:
+        raise UsageError(f"strength {recipe.strength:g}", "has no preference to strengthen", "add --preference TEXT")
     options: dict[str, Any] = {"threads": recipe.threads or None}
     user: Path | None = None
     if bundle is not None:
@@ -178,7 +187,7 @@ def open_conversation(
             open_artifact(folder, kind="model")
         user = Path(adapter) if adapter is not None else None
     tokenizer = load_tokenizer(folder)
-    session = open_session(folder, **options)
+    session = _open(folder, tokenizer, recipe, options)
     try:
         session.set_user(user)
         own = getattr(session, "context", None) or read_config(folder).get("max_position_embeddings") or DEFAULT_CONTEXT
@@ -186,6 +195,18 @@ def open_conversation(
     except BaseException:
         session.close()
         raise
+
+
+def _open(folder: Path, tokenizer: Any, recipe: ChatRecipe, options: dict[str, Any]) -> Session:
+    """A session, or two mixed streams where a preference is to be followed further than its prompt is."""
+    from edgealign.runtimes.session import open_session
+    from edgealign.runtimes.streams import open_streams
+
+    strength = STRENGTH if recipe.strength is None else recipe.strength
+    if recipe.preference is None or strength == 0.0:
+        return open_session(folder, **options)
+    lead = find_lead(tokenizer, recipe.preference, recipe.system)
+    return MixedSession(open_streams(folder, **options), lead, Mixing(strength))
 
 
 def _checked(text: str, name: str = "prompt") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgealign.personalize.steering_recipe import MAX_STRENGTH, STRENGTH
 from edgealign.recipe import option
 from edgealign.runtimes.recipes import Sampling
 
@@ -17,6 +18,14 @@ class TalkRecipe(Sampling):
         source="tried on the starter: at 1.05 it says one sentence twice, at 1.3 it leaves the subject",
     )  # fmt: skip
     system: str = option("", help="the system turn: what kind of answers are wanted")
+    preference: str | None = option(
+        None, help="what answers should be like, followed further than --system asks for: linear alignment, two passes "
+        "a token",
+    )  # fmt: skip
+    strength: float | None = option(
+        None, ge=0, le=MAX_STRENGTH, source="demo.py of arXiv 2401.11458; docs/results/steering",
+        help=f"how far to follow --preference; 0: as far as a prompt does, with one pass; none: {STRENGTH:g}",
+    )  # fmt: skip
     context: int | None = option(
         None, ge=32, unit="tokens", help="beyond it a conversation's oldest turns go; none: the model's own context"
     )

@@ -62,7 +62,7 @@ def run(
 
     refuse_existing(Path(out))
     base = open_model(model)
-    shipped = _shipped(bundles, base)
+    shipped = shipped_bundles(bundles, base)
     tokenizer = load_tokenizer(base.path)
     end = end_of_turn_id(tokenizer)
     prompts = all_prompts()
@@ -124,7 +124,7 @@ def _plain_answer(answer: Answer) -> dict[str, Any]:
     return {"text": answer.text, "tokens": list(answer.tokens), "ended": answer.ended}
 
 
-def _shipped(bundles: Sequence[Path], model: Artifact) -> dict[str, Path]:
+def shipped_bundles(bundles: Sequence[Path], model: Artifact) -> dict[str, Path]:
     """Name -> bundle, the widest first; each must be of this model."""
     from edgealign.runtimes.session import read_bundle
 

@@ -39,14 +39,22 @@ def rank_choices(session: Session, choices: Sequence[Triple]) -> Ranking:
 
 def mean_logprob(session: Session, prompt: Sequence[int], completion: Sequence[int]) -> float:
     """Mean log-probability of the completion's tokens after the prompt, in nats per token."""
+    return float(token_logprobs(session, prompt, completion).mean())
+
+
+def token_logprobs(
+    session: Session, prompt: Sequence[int], completion: Sequence[int]
+) -> npt.NDArray[np.float64]:
+    """Log-probability of each of the completion's tokens after the prompt, in nats; empties the state."""
     import numpy as np
 
     tokens = [*prompt, *completion]
     logits = score(session, tokens[:-1])[len(prompt) - 1 :]
-    return float(np.mean(_log_softmax(logits)[np.arange(len(completion)), list(completion)]))
+    return log_softmax(logits)[np.arange(len(completion)), list(completion)]
 
 
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Log-probabilities of the last axis, in 64 bits."""
     import numpy as np
 
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)

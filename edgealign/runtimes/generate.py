@@ -125,7 +125,7 @@ def distribution(
         floor = float(scaled.max()) + float(np.log(sampling.min_p))
         candidates = np.flatnonzero(scaled >= floor)
     else:
-        candidates = np.arange(len(scaled))
+        candidates = np.flatnonzero(~np.isneginf(scaled))  # what a hook has ruled out has no chance at all
     order = candidates[np.argsort(-scaled[candidates], kind="stable")][:count]
     probabilities = _softmax(scaled[order])
     if sampling.top_p < 1.0:

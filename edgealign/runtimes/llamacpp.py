@@ -59,6 +59,7 @@ class LlamaSession:
         context: tokens the state can hold; None takes the model's own, at most ``DEFAULT_CONTEXT``.
         exact: F32 cache, flash attention off.
         extra_bufts: llama.cpp's repacked weight buffers (AMX and friends); None asks the probe.
+        sequences: conversations that the context has room for; this session itself holds the first (see `llama_pair`).
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class LlamaSession:
         exact: bool = False,
         extra_bufts: bool | None = None,
         check_digests: bool = True,
+        sequences: int = 1,
     ) -> None:
         path = Path(path)
         self.file = path if path.suffix == ".gguf" else read_bundle(path, check_digests=check_digests).model_file
@@ -81,11 +83,11 @@ class LlamaSession:
         self._model: int | None = None
         self._context: int | None = None
         self._adapters = AdapterCache(self._read_adapter, self._free_adapter)
-        self._open(context)
+        self._open(context, sequences)
         self._memory = lib.llama_get_memory(self._context)
         self._vocabulary = lib.llama_model_get_vocab(self._model)
         self.vocab = int(lib.llama_vocab_n_tokens(self._vocabulary))
-        self.context = min(int(lib.llama_n_ctx(self._context)), self._wanted)
+        self.context = min(int(lib.llama_n_ctx(self._context)) // sequences, self._wanted)
         self._batch_size = int(lib.llama_n_batch(self._context))
         self._filled = 0
         # One batch for the session's life. Null positions mean "after what is there", null logits "the last only".
@@ -200,7 +202,7 @@ class LlamaSession:
         self.set_user(None)
         self._adapters.clear()
 
-    def _open(self, context: int | None) -> None:
+    def _open(self, context: int | None, sequences: int) -> None:
         lib = self._lib
         _errors.clear()
         params = lib.llama_model_default_params()
@@ -211,8 +213,10 @@ class LlamaSession:
             raise InputError(self.file, f"llama.cpp cannot load it ({_reason()})", "export it again")
         trained = int(lib.llama_model_n_ctx_train(self._model))
         settings = lib.llama_context_default_params()
-        settings.n_ctx = self._wanted = context or min(trained, DEFAULT_CONTEXT)
-        settings.n_batch = min(BATCH, settings.n_ctx)
+        self._wanted = context or min(trained, DEFAULT_CONTEXT)
+        settings.n_ctx = self._wanted * sequences  # llama.cpp divides it among them
+        settings.n_seq_max = sequences
+        settings.n_batch = min(BATCH, self._wanted)
         settings.n_ubatch = min(settings.n_ubatch, settings.n_batch)
         settings.n_outputs_max = SCORE_BATCH
         settings.n_outputs_max_per_seq = 0

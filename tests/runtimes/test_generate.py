@@ -145,3 +145,12 @@ def test_scripted_sessions_depend_on_every_token_and_on_the_user() -> None:
 def test_an_unknown_fault_is_refused_with_a_suggestion() -> None:
     with pytest.raises(RecipeError, match="did you mean crash"):
         ScriptedSession(fault="crahs")
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}, {}])
+def test_a_token_that_a_hook_ruled_out_is_never_drawn(options: dict[str, float]) -> None:
+    logits = np.full(50, -np.inf, dtype=np.float32)
+    logits[[4, 9]] = (0.5, 0.4)
+    kept, probabilities = distribution(logits, Sampling(**{"temperature": 1.0, **PLAIN, **options}))
+    assert set(kept.tolist()) <= {4, 9}
+    assert probabilities.sum() == pytest.approx(1.0)
