@@ -15,10 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from edgealign.artifact import Artifact
-from edgealign.errors import InputError, UsageError
+from edgealign.errors import InputError
 from edgealign.objectives.table import Objective, check_beta, find, parse_settings, read_settings
 from edgealign.progress import say
-from edgealign.train import processes
 from edgealign.train.curves import PREFERENCE_PANELS
 from edgealign.train.examples import Examples, load_pairs
 from edgealign.train.layout import Tree
@@ -50,9 +49,6 @@ def run(
     beta = check_beta(objective, recipe.beta)
     settings = parse_settings(recipe.settings)
     read_settings(objective, settings)
-    if objective.state and processes.count() > 1:
-        reason = "remembers its batches, and each process would remember others"
-        raise UsageError(objective.key, reason, "train it in one process")
     state: dict[str, Tensor] = {}  # one for training and evaluation
     users: dict[str, None] = {}
 

@@ -86,6 +86,7 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
     """Train and publish; see the module's text for the order."""
     out = Path(out)
     refuse_existing(out)
+    processes.refuse_sharding()
     if recipe.lora and recipe.qat != "none":
         raise RecipeError("qat", "rounds the weights that a LoRA leaves alone", "choose --qat or --lora")
     source = open_model(model)

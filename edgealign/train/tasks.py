@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from edgealign.objectives.loss import pair_loss, pair_metrics
+from edgealign.objectives.pairs import State
 from edgealign.objectives.scores import Ragged, pad_ragged
+from edgealign.objectives.states import Seen, remember
 from edgealign.objectives.table import Objective
+from edgealign.train import processes
 from edgealign.train.layout import Batch, Tree
 
 
@@ -29,6 +32,19 @@ class Task(Protocol):
     def trees(self) -> Sequence[Tree]: ...
     def weight(self, index: int) -> int: ...
     def loss(self, logps: Tensor, batch: Batch, indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]: ...
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A task whose loss depends on earlier steps. Checkpoints hold `state`; no step sees what it adds itself."""
+
+    state: State
+
+    def begin(self, state: State) -> None:
+        """Start, or go on from a checkpoint's state."""
+
+    def end_step(self) -> None:
+        """Every pass of an optimizer step is done, in every process."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ class PerToken:
 class PreferenceTask:
     """A preference objective on pairs; every tree has the sequences chosen and rejected.
 
-    `state` is what an objective remembers of its batches: training replaces its values, evaluation reads them.
+    `state` is what an objective remembers of earlier steps: training replaces its values, evaluation reads them.
     """
 
     trees: Sequence[Tree]
@@ -78,7 +94,8 @@ class PreferenceTask:
     reference: PerToken | None
     settings: Mapping[str, float] = field(default_factory=dict)
     users: tuple[str, ...] = ()  # the number of a user is its place here
-    state: dict[str, Tensor] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
+    seen: list[Seen] = field(default_factory=list)  # what the passes of this step will have changed of it
 
     def weight(self, index: int) -> int:
         return 1
@@ -94,9 +111,19 @@ class PreferenceTask:
             columns=self._columns(indices),
         )  # fmt: skip
         if torch.is_grad_enabled():
-            self.state.update(result.state)
+            self.seen.append(result.seen)
         metrics = pair_metrics(self.objective, policy, reference)
         return result.loss.sum(), {name: float(value.sum()) for name, value in metrics.items()}
+
+    def begin(self, state: State) -> None:
+        self.seen.clear()
+        self.state.clear()
+        self.state.update(state)
+
+    def end_step(self) -> None:
+        """All processes remember the same: what every one of them has seen."""
+        seen = [each for part in processes.gather(self.seen) for each in part] if self.objective.state else []
+        self.begin(remember(self.objective, dict(self.state), seen, self.settings))
 
     def _columns(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """What the rows of these pairs say, of what the objective reads."""
