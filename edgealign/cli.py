@@ -218,6 +218,9 @@ def merge(
     base: Annotated[str | None, typer.Option("--base", help="their common base, for task vectors")] = None,
     adapter: Annotated[Path | None, typer.Option("--adapter", help="a LoRA to merge into the one --model")] = None,
     data: Annotated[list[str] | None, typer.Option("--data", help="held-out data that --search decides by")] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="--select judge: rule:NAME, reward:DIR, or the URL of an endpoint")
+    ] = None,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -225,7 +228,8 @@ def merge(
 ) -> None:
     """Merge models of one base, or a LoRA into its base; --search tries several and keeps the best."""
     cli_options.run_stage(
-        "merge", overrides, config, dry_run, json, models=model, base=base, data=data or [], adapter=adapter, out=out
+        "merge", overrides, config, dry_run, json,
+        models=model, base=base, data=data or [], adapter=adapter, judge=judge, out=out,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -113,6 +113,15 @@ def refuse_sharding() -> None:
                 f"accelerate's {name}", "shards weights, and a step is shared out by its forward passes here",
                 "start it with torchrun, or accelerate launch --multi_gpu",
             )
+
+
+def first_then_all(make: Callable[[], T]) -> T:
+    """What `make` gives, called by process 0 and then by the others: so that it may make what they find."""
+    found = make() if rank() == 0 else None
+    if count() > 1:
+        begin()
+        dist.barrier()
+    return make() if found is None else found
 
 
 def wait() -> None:
