@@ -200,13 +200,18 @@ def dpo(
     data: DataOption,
     out: OutOption,
     valid: ValidOption = None,
+    second: Annotated[
+        str | None, typer.Option("--second", help="the other model of mrpo (a reference) and inpo_nash (the reference)")
+    ] = None,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     overrides: Overrides,
 ) -> None:
     """Preference training on pairs; the default objective is length-normalised DPO."""
-    cli_options.run_stage("dpo", overrides, config, dry_run, json, model=model, data=data, valid=valid or [], out=out)
+    cli_options.run_stage(
+        "dpo", overrides, config, dry_run, json, model=model, data=data, valid=valid or [], second=second, out=out
+    )
 
 
 @app.command()
