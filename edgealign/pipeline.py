@@ -262,7 +262,8 @@ def _resolve(value: Any, out: Path, data: Path | None) -> Any:
 def _without(value: Any, absent: set[str]) -> Any:
     """Tables of inputs without the entries of optional stages that published nothing."""
     if isinstance(value, Mapping):
-        gone = {name for name, item in value.items() if isinstance(item, str) and item.removeprefix(JUDGE).split("/")[0] in absent}
+        paths = {name: item.removeprefix(JUDGE) for name, item in value.items() if isinstance(item, str)}
+        gone = {name for name, path in paths.items() if path.split("/")[0] in absent}
         return {name: _without(item, absent) for name, item in value.items() if name not in gone}
     return value
 

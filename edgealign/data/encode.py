@@ -28,9 +28,9 @@ from edgealign.data.typed import check_kept, cut, encode_segments, encoder, mark
 from edgealign.errors import InputError
 
 __all__ = [
-    "Encoded", "EncodedPair", "EncodedRows", "EncodedThumb", "encode_answer", "encode_conversation", "encode_conversations",
-    "encode_pair", "encode_pairs", "encode_prompt", "encode_text", "encode_texts", "encode_thumb", "encode_thumbs",
-    "end_of_turn_id", "render", "template_hash",
+    "Encoded", "EncodedPair", "EncodedRows", "EncodedThumb", "encode_answer", "encode_conversation",
+    "encode_conversations", "encode_pair", "encode_pairs", "encode_prompt", "encode_text", "encode_texts",
+    "encode_thumb", "encode_thumbs", "end_of_turn_id", "render", "template_hash",
 ]
 
 Ids: TypeAlias = tuple[int, ...]

@@ -33,20 +33,22 @@ columns that *needs* names (`--map THEIRS=OURS` renames yours):
 | `calibration` | an answer that the reference would give |
 | `rationale` | why the chosen answer is better, asked in words after both |
 | `rejected_prompt` | the prompt of the rejected answer, where it is another one |
-| `second_reference`, `previous` | the scores of a second model, `--second MODEL`: for `mrpo` a second reference; for \
-`inpo_nash` the reference, while `--model` is the iterate to go on from |
+| `second_reference` | the scores of a second model: `--second MODEL` |
+| `previous` | `--model` is the last iterate, to go on from, and `--second MODEL` the reference |
 
-The others are functions for your own loop, `edgealign.objectives.loss.pair_loss` and `edgealign.objectives.lists.list_loss`:
+The others are functions for your own loop (`edgealign.objectives.loss.pair_loss`, `edgealign.objectives.lists.list_loss`):
 
 - lists of graded answers are no pairs;
-- `kto` and `rpo_relative` compare with other examples of the batch. The trainer cuts a batch into forward passes by their
-  tokens, and promises that the cut changes no gradient; a mean over what happens to share a pass would break that;
-- `sparse_po` and `rrpo` read a KL divergence over the whole vocabulary at every token, which the trainer never computes;
+- `kto` and `rpo_relative` compare with other examples of the batch. The trainer cuts a batch into forward passes by
+  their tokens and promises that the cut changes no gradient; a mean over what shares a pass would break that;
+- `sparse_po` and `rrpo` read a KL divergence over the whole vocabulary at every token, which the trainer never takes;
 - `hypo_online_kl` draws new answers at every step.
 
-Of several processes (`torchrun`, `accelerate launch --multi_gpu`) every one holds whole weights and takes its share of a
-step's passes; sharded weights (FSDP, DeepSpeed) are refused, because they gather weights by a collective in every pass and
-processes differ in how many they have.
+An objective with *a state* reads it as the last optimizer step left it, and remembers whole steps.
+
+Of several processes (`torchrun`, `accelerate launch --multi_gpu`) every one holds whole weights and takes its share of
+a step's passes. Sharded weights (FSDP, DeepSpeed) are refused: they are gathered by a collective in every pass, and
+processes differ in how many passes they have.
 
 How sure a formula is:
 """

@@ -26,7 +26,7 @@ Seen = dict[str, torch.Tensor]  # (P, ...) each
 class Memory:
     """`see`: of a batch, its pair term's key and x; `remember`: an old state and what a step has seen, to the next."""
 
-    see: Callable[[Pairs, str, "torch.Tensor | None"], Seen]
+    see: Callable[[Pairs, str, torch.Tensor | None], Seen]
     remember: Callable[[State, Seen, Settings], State]
 
 

@@ -133,7 +133,8 @@ def trainable_name(name: str) -> str:
     entry = find(name)
     if entry.key in trainable():
         return entry.key
-    needs = "lists of graded answers" if entry.is_list else ", ".join(sorted(set(entry.columns) - PAIR_FACTS - SECOND_MODEL))
+    strange = set(entry.columns) - PAIR_FACTS - SECOND_MODEL
+    needs = "lists of graded answers" if entry.is_list else ", ".join(sorted(strange))
     reason = f"reads {needs}, which rows of pairs do not hold"
     raise RecipeError(f"objective {name}", reason, "it is a function for your own loop: docs/objectives.md")
 

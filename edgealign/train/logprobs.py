@@ -56,7 +56,8 @@ from edgealign.train.shortconv import (
 # The tests compare these with plain forward passes.
 VERIFIED = ("lfm2", "lfm2_moe", "lfm3", "llama", "qwen3", "gemma3_text")
 LAYOUT_TOLERANCE_NATS = 0.05  # bfloat16 weights differ by up to about 0.02
-CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB of float32 (256 positions of a 65,536-token vocabulary)
+CHUNK_LOGITS = 2**20  # logits held at once: 4 MiB of float32, which stay in a core's cache from one pass to the next
+CHUNK_ROWS = 256  # but no fewer positions than this: below, a product with a large vocabulary's matrix is slow
 
 
 def sequence_logprobs(model: nn.Module, batch: Batch) -> Scores:
@@ -74,13 +75,18 @@ def token_logprobs(model: nn.Module, batch: Batch, *, chunk: int | None = None) 
     hidden = hidden_states(model, batch)  # (B, T, D)
     picked = hidden.flatten(0, 1).index_select(0, batch.source)  # (N, D)
     weight, bias = output_projection(model)
-    rows = chunk or max(1, CHUNK_LOGITS // weight.shape[0])
+    rows = chunk or chunk_rows(weight.shape[0])
     if batch.candidates is not None:
         return gather_logprobs(picked, weight, bias, torch.cat([batch.target[:, None], batch.candidates], 1), rows)
     out: Tensor = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
         picked, weight, bias, batch.target, rows
     )
     return out
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Positions whose logits are held at once."""
+    return max(CHUNK_ROWS, CHUNK_LOGITS // vocabulary)
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
@@ -229,15 +235,17 @@ class _ChunkedLogProb(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if bias is not None else None
         enabled, dtype = ctx.autocast
         with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):  # the same logits as in forward
+            product = dtype if enabled else weight.dtype  # rounded once here, and not for each of the products
             for start in range(0, hidden.shape[0], ctx.chunk):
                 part = slice(start, start + ctx.chunk)
                 logp = _log_softmax(hidden[part], weight, bias)
-                grad_logits = (_onehot_minus_softmax(logp, target[part]) * grad[part, None]).to(weight.dtype)
+                exact = _onehot_minus_softmax(logp, target[part]).mul_(grad[part, None])
+                grad_logits = exact.to(product)
                 if grad_hidden is not None:
                     grad_hidden[part] = grad_logits @ weight
-                grad_weight += grad_logits.t() @ hidden[part].to(weight.dtype)
+                grad_weight += grad_logits.t() @ hidden[part].to(product)
                 if grad_bias is not None:
-                    grad_bias += grad_logits.sum(0)
+                    grad_bias += exact.sum(0)
         return grad_hidden, grad_weight, grad_bias, None, None
 
 

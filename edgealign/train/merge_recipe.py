@@ -53,8 +53,8 @@ class MergeRecipe:
     select: str = option(
         "loss",
         choices=("loss", "accuracy", "judge"),
-        help="what decides: held-out loss, ranking accuracy (pairs only), or --judge's mean number on greedy answers to "
-        "the rows' prompts; the loss breaks ties",
+        help="what decides: held-out loss, ranking accuracy (pairs only), or --judge's mean number on greedy answers "
+        "to the rows' prompts; the loss breaks ties",
         source="accuracy moves in steps of 1/rows: too coarse for a small held-out file",
     )
     max_rows: int = option(256, ge=1, unit="rows", help="evaluate on at most so many rows of the data")

@@ -74,7 +74,9 @@ def run_search(
             template_hash=family.template_hash, licences=licences_of(family.models),
         ) as draft:
             publish_files(draft, kept, move=winner.merge is not None)
-            table: dict[str, Any] = {"best": winner.name, "select": recipe.select, "data": digests, "candidates": _rows(scores)}
+            table: dict[str, Any] = {
+                "best": winner.name, "select": recipe.select, "data": digests, "candidates": _rows(scores)
+            }
             (draft.dir / TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
             draw(scores, best, draft.dir / PICTURE)
             table |= {"judge": bench.judge.name} if bench else {}

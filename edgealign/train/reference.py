@@ -25,7 +25,7 @@ from edgealign.train.layout import Tree
 from edgealign.train.scoring import Passes, score
 from edgealign.train.tasks import PerToken
 
-FORMAT = "reference-1"
+FORMAT = "reference-2"
 
 
 def reference_scores(

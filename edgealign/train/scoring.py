@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgealign.progress import track
 from edgealign.train import processes
 from edgealign.train.adapt import lora_without_casts
-from edgealign.train.layout import Batch, Tree, lay_out, split_by_tokens, split_in_rows
+from edgealign.train.layout import Batch, Tree, arrange, lay_out, split_by_tokens, split_in_rows
 from edgealign.train.logprobs import token_logprobs
 from edgealign.train.precision import Precision
 from edgealign.train.rows import Rows
@@ -37,8 +37,10 @@ class Passes:
         """`indices` split so that each group fits a pass."""
         if isinstance(trees, Rows):
             return trees.groups(indices, self.tokens_per_pass)
-        split = split_by_tokens([trees[i].n_tokens for i in indices], self.tokens_per_pass)
-        return [[indices[i] for i in group] for group in split]
+        lengths = [trees[i].n_tokens for i in indices]
+        split = split_by_tokens(lengths, self.tokens_per_pass)
+        ordered = [[group[i] for i in arrange([lengths[j] for j in group])] for group in split]
+        return [[indices[i] for i in group] for group in ordered]
 
     def batch(self, trees: Sequence[Tree] | Rows, group: Sequence[int], device: torch.device | str) -> Batch:
         """The examples of one pass in the order of `group`, as rows that attention is quick on."""

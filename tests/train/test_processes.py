@@ -129,7 +129,7 @@ def test_two_processes_remember_the_same_and_resume_it(objective, tmp_path):
 
 def test_sharding_by_accelerate_is_refused_in_one_line(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UsageError, match="accelerate's FSDP: shards weights.*torchrun"):
+    with pytest.raises(UsageError, match=r"accelerate's FSDP: shards weights.*torchrun"):
         preference.run(PreferenceRecipe(), model=tiny_model, data=["absent.jsonl"], out=tmp_path / "out")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     processes.refuse_sharding()
