@@ -36,7 +36,7 @@ columns that *needs* names (`--map THEIRS=OURS` renames yours):
 | `second_reference` | the scores of a second model: `--second MODEL` |
 | `previous` | `--model` is the last iterate, to go on from, and `--second MODEL` the reference |
 
-The others are functions for your own loop (`edgealign.objectives.loss.pair_loss`, `edgealign.objectives.lists.list_loss`):
+The others are functions for your own loop: `objectives.loss.pair_loss` and `objectives.lists.list_loss`.
 
 - lists of graded answers are no pairs;
 - `kto` and `rpo_relative` compare with other examples of the batch. The trainer cuts a batch into forward passes by

@@ -46,7 +46,7 @@ def open_family(models: Sequence[Path | str], base: Path | str | None) -> Family
     """Open the models and prove that they belong together.
 
     Raises:
-        InputError: fewer than two (one with a base), the same one twice, another architecture, tokenizer, template, base.
+        InputError: fewer than two (one with a base), the same one twice, another architecture, tokenizer or base.
     """
     from edgealign.data.encode import template_hash
     from edgealign.models.load import check_model, load_tokenizer
