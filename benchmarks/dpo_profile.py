@@ -4,8 +4,9 @@
     python benchmarks/dpo_profile.py --shape starter --kind lora --operators 25
 
 What is trained is what `dpo_vs_trl.py` trains (random weights and pairs, batches of 8). Parts of a step are timed by
-wrapping the functions that do them, in CPU time, which a busy machine changes little; `--operators N` adds torch.profiler's table of the N
-dearest operators of two steps. Shares say where time goes; how long a step takes is for a quiet machine.
+wrapping the functions that do them, in CPU time, which a busy machine changes little; `--operators N` adds
+torch.profiler's table of the N dearest operators of two steps. Shares say where time goes; how long a step takes is for
+a quiet machine.
 """
 
 from __future__ import annotations

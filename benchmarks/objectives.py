@@ -193,7 +193,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         if not known:
             spent_s.append(time.monotonic() - start_s)
         left = (len(plan) - place) * float(np.mean(spent_s)) / 60 if spent_s else 0.0
-        say(f"{run.name}: {place} of {len(plan)} {'known' if known else f'in {spent_s[-1]:.0f} s'}, {left:.0f} min left")
+        took = "known" if known else f"in {spent_s[-1]:.0f} s"
+        say(f"{run.name}: {place} of {len(plan)} {took}, {left:.0f} min left")
     head = open_artifact(given["judge"])
     result = {
         "schema": 1, "machine": machine_card(), "runs": rows,

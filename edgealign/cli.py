@@ -86,7 +86,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="print the vers
 
 @app.command()
 def run(
-    preset: Annotated[str, typer.Argument(help="quickstart, laptop, or a .toml file")],
+    preset: Annotated[str, typer.Argument(help="quickstart, laptop, accelerated, or a .toml file")],
     out: Annotated[Path | None, typer.Option("--out", help="where the stages go; default runs/PRESET")] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="directory of real data, for presets that need it")
