@@ -19,7 +19,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgealign.data.faults import RowFault, Tie
-from edgealign.data.forms import PAIR_NUMBERS, PAIR_TEXTS, Conversation, Message, Pair, Row, Text, Thumb
+from edgealign.data.forms import (
+    PAIR_LISTS,
+    PAIR_NUMBERS,
+    PAIR_TEXTS,
+    Conversation,
+    Fact,
+    Message,
+    Pair,
+    Row,
+    Text,
+    Thumb,
+)
 from edgealign.data.messages import (
     SHAREGPT_ROLES,
     SPEAKERS,
@@ -260,19 +271,27 @@ def _margin(row: Columns) -> float | None:
     return float(margin)
 
 
-def _facts(row: Columns) -> dict[str, float | str]:
+def _facts(row: Columns) -> dict[str, Fact]:
     """What an objective may read. Other people's columns have such names too, so what is no number or no text there
     does not make a row bad: it is not there, and an objective that reads it says so."""
-    found: dict[str, float | str] = {}
+    found: dict[str, Fact] = {}
     for name in PAIR_NUMBERS:
-        value = row.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if _is_number(value := row.get(name)):
             found[name] = float(value)
     for name in PAIR_TEXTS:
         text = row.get(name)
         if isinstance(text, str) and text.strip():
             found[name] = text
+    grades, others = (row.get(name) for name in PAIR_LISTS)
+    if isinstance(grades, list) and all(map(_is_number, grades)):
+        found["grades"] = tuple(map(float, grades))
+    if isinstance(others, list) and others and all(isinstance(text, str) and text.strip() for text in others):
+        found["others"] = tuple(others)
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _yes(row: Columns, column: str) -> bool:
@@ -292,7 +311,7 @@ def _list(row: Columns, column: str) -> list[object]:
 
 
 _WHO = ("user_id",)
-_BESIDE = ("user_id", "margin", *PAIR_NUMBERS, *PAIR_TEXTS)
+_BESIDE = ("user_id", "margin", *PAIR_NUMBERS, *PAIR_TEXTS, *PAIR_LISTS)
 _PAIR = (*_BESIDE, "system")
 
 SHAPES: tuple[Shape, ...] = (

@@ -33,12 +33,12 @@ columns that *needs* names (`--map THEIRS=OURS` renames yours):
 | `calibration` | an answer that the reference would give |
 | `rationale` | why the chosen answer is better, asked in words after both |
 | `rejected_prompt` | the prompt of the rejected answer, where it is another one |
+| `others`, `grades` | a ranked list: further answers, and a number for chosen, rejected and each of them |
 | `second_reference` | the scores of a second model: `--second MODEL` |
 | `previous` | `--model` is the last iterate, to go on from, and `--second MODEL` the reference |
 
-The others are functions for your own loop: `objectives.loss.pair_loss` and `objectives.lists.list_loss`.
+The others are functions for your own loop (`objectives.loss.pair_loss`):
 
-- lists of graded answers are no pairs;
 - `kto` and `rpo_relative` compare with other examples of the batch. The trainer cuts a batch into forward passes by
   their tokens and promises that the cut changes no gradient; a mean over what shares a pass would break that;
 - `sparse_po` and `rrpo` read a KL divergence over the whole vocabulary at every token, which the trainer never takes;
@@ -67,7 +67,7 @@ def render() -> str:
 
 
 def _row(entry: Objective) -> str:
-    needs = ["pairs"] if entry.key in trainable() else ["lists" if entry.is_list else "pairs of answers"]
+    needs = ["pairs"] if entry.key in trainable() else ["pairs of answers"]
     if entry.needs_reference:
         needs.append("a reference")
     needs += [f"`{name}`" for name in entry.columns]

@@ -27,7 +27,7 @@ BETA_BANDS: Mapping[str, tuple[float, float]] = MappingProxyType({"sum": (0.01, 
 # targets of 10 and more degenerated.
 REACHABLE_NATS = 2.0
 # What the trainer can give an objective beside the pair: what its row says, and the scores of a second model.
-PAIR_FACTS = frozenset({"margin", "user", *PAIR_NUMBERS, *PAIR_TEXTS, "base_reference"})
+PAIR_FACTS = frozenset({"margin", "user", *PAIR_NUMBERS, *PAIR_TEXTS, "base_reference", "grades"})
 SECOND_MODEL = frozenset({"second_reference", "previous"})
 NUMBER_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"epsilon": (0.0, 0.5)})  # from, below
 DIVISORS = ("tau", "t", "w", "beta_reward", "least")  # settings
@@ -121,7 +121,7 @@ def trainable() -> tuple[str, ...]:
     from edgealign.objectives.entries import OBJECTIVES
 
     given = PAIR_FACTS | SECOND_MODEL
-    return tuple(key for key, entry in OBJECTIVES.items() if not entry.is_list and set(entry.columns) <= given)
+    return tuple(key for key, entry in OBJECTIVES.items() if set(entry.columns) <= given)
 
 
 def trainable_name(name: str) -> str:
@@ -133,8 +133,7 @@ def trainable_name(name: str) -> str:
     entry = find(name)
     if entry.key in trainable():
         return entry.key
-    strange = set(entry.columns) - PAIR_FACTS - SECOND_MODEL
-    needs = "lists of graded answers" if entry.is_list else ", ".join(sorted(strange))
+    needs = ", ".join(sorted(set(entry.columns) - PAIR_FACTS - SECOND_MODEL))
     reason = f"reads {needs}, which rows of pairs do not hold"
     raise RecipeError(f"objective {name}", reason, "it is a function for your own loop: docs/objectives.md")
 

@@ -3,6 +3,7 @@
     gold, base, calibration    another answer to the same prompt: one more branch
     rationale                  why the chosen answer is better: the answer to a question that quotes both, a tree of its
                                own in the same example
+    others                     further answers of a ranked list, each with its grade: as many branches
     rejected_prompt            the rejected answer has a prompt of its own (DOVE)
 
 Sequences stay in the order chosen, rejected, then `Objective.texts`.
@@ -16,6 +17,7 @@ from typing import Any
 
 from edgealign.data.encode import encode_answer, encode_prompt
 from edgealign.data.forms import PAIR_NUMBERS, Message, Pair
+from edgealign.errors import InputError
 from edgealign.train.layout import NO_PARENT, Segment, Tree, pair
 
 # The paper's own wording (arXiv 2407.14477) depends on its data; any fixed question serves.
@@ -45,6 +47,9 @@ def tree_of(
         if name in row.facts:
             tree = Tree((*tree.segments, *_segments(tok, row, name, len(tree.segments), max_tokens)))
             facts[name] = True
+    if "grades" in columns and "grades" in row.facts:
+        tree = Tree((*tree.segments, *_others(tok, row, max_tokens)))
+        facts["grades"] = row.facts["grades"]
     if "base" in facts:
         facts["base_reference"] = True
     return replace(tree, facts=facts)
@@ -58,6 +63,22 @@ def _segments(tok: Any, row: Pair, name: str, place: int, max_tokens: int) -> tu
     question = WHY.format(prompt=row.prompt[-1].content, chosen=row.chosen, rejected=row.rejected)
     asked = (*row.prompt[:-1], replace(row.prompt[-1], content=question))
     return _asked(encode_prompt(tok, asked), encode_answer(tok, asked, text, max_tokens=max_tokens), place=place)
+
+
+def _others(tok: Any, row: Pair, max_tokens: int) -> tuple[Segment, ...]:
+    """The answers of a ranked list that are neither chosen nor rejected.
+
+    Raises:
+        InputError: there is not one grade for each answer.
+    """
+    others, grades = row.facts.get("others", ()), row.facts["grades"]
+    assert isinstance(others, tuple)
+    assert isinstance(grades, tuple)
+    if len(grades) != 2 + len(others):
+        reason = f"{len(grades)} numbers for chosen, rejected and {len(others)} others"
+        raise InputError("grades", reason, "give one for each answer, in this order")
+    answers = [encode_answer(tok, row.prompt, str(text), max_tokens=max_tokens) for text in others]
+    return tuple(Segment(answer, (True,) * len(answer), 0) for answer in answers)
 
 
 def _asked(prompt: Sequence[int], answer: Sequence[int], *, place: int) -> tuple[Segment, Segment]:

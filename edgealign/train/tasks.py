@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edgealign.data.forms import PAIR_NUMBERS
+from edgealign.objectives.lists import list_loss
 from edgealign.objectives.loss import pair_loss, pair_metrics
 from edgealign.objectives.pairs import State
 from edgealign.objectives.scores import Ragged, Scores, pad_ragged
@@ -84,7 +85,8 @@ class PerToken:
 
 @dataclass(frozen=True)
 class PreferenceTask:
-    """A preference objective on pairs; every tree has the sequences chosen, rejected, and the objective's `texts`.
+    """A preference objective on pairs; every tree has the sequences chosen, rejected, and the objective's `texts`, or,
+    where it is one of ranked lists, any number of further answers.
 
     `state` is what an objective remembers of earlier steps: training replaces its values, evaluation reads them.
     """
@@ -110,6 +112,8 @@ class PreferenceTask:
             )
             for scores in (self.reference, self.second)
         ]  # fmt: skip
+        if self.objective.is_list:
+            return self._list_loss(every, fixed[0], indices)
         (policy, *texts), (reference, *of_reference), (second, *_) = (self._split(each) for each in (every, *fixed))
         assert policy is not None
         columns: dict[str, Any] = {**self._columns(indices), **dict(zip(self.objective.texts, texts, strict=True))}
@@ -134,6 +138,24 @@ class PreferenceTask:
         """All processes remember the same: what every one of them has seen."""
         seen = [each for part in processes.gather(self.seen) for each in part] if self.objective.state else []
         self.begin(remember(self.objective, dict(self.state), seen, self.settings))
+
+    def _list_loss(
+        self, every: Scores, reference: Scores | None, indices: Sequence[int]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The sum over lists, which may be of different lengths; metrics are of their chosen and rejected answers."""
+        losses, pairs, start = [], list[int](), 0
+        for i in indices:
+            grades = torch.tensor([self.trees[i].facts["grades"]], device=every.values.device)  # (1, K)
+            part = slice(start, start + grades.shape[1])
+            theirs = None if reference is None else reference.select(part)
+            losses.append(list_loss(
+                self.objective, every.select(part), grades, theirs, beta=self.beta, settings=self.settings
+            ))  # fmt: skip
+            pairs += [start, start + 1]
+            start += grades.shape[1]
+        place = torch.tensor(pairs, device=every.values.device)
+        metrics = pair_metrics(self.objective, every.select(place), reference and reference.select(place))
+        return torch.cat(losses).sum(), {name: float(value.sum()) for name, value in metrics.items()}
 
     def _split(self, scores: Scores | None) -> list[Scores | None]:
         """The pairs' sequences, then those of each of the objective's texts, (P, L)."""

@@ -392,4 +392,7 @@ def test_what_objectives_read_beside_a_pair_is_kept_and_foreign_columns_of_that_
     assert kept.facts == {"epsilon": 0.2, "score": 3.0, "gold": "Yellow.", "rejected_prompt": "And then?"}
     assert isinstance(bare, Pair)
     assert bare.facts == {}
-    assert read(write_jsonl([to_json(kept)])).rows == (kept,)
+    (ranked,) = read(write_jsonl([PAIR | {"grades": [2, 0, 1], "others": ["Some."], "score": 1}])).rows
+    assert isinstance(ranked, Pair)
+    assert ranked.facts == {"score": 1.0, "grades": (2.0, 0.0, 1.0), "others": ("Some.",)}
+    assert read(write_jsonl([to_json(kept), to_json(ranked)])).rows == (kept, ranked)

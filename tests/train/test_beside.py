@@ -68,6 +68,34 @@ def test_an_objective_learns_from_its_column_and_otherwise_from_another(objectiv
     assert any(not torch.equal(value, weights[name]) for name, value in changed.items())
 
 
+RANKED = {"others": ["It may be.", "Who knows?"], "grades": [4, 1, 3, 2]}
+
+
+@pytest.mark.parametrize("objective", ["pro_ranking", "lipo_lambda", "exo_lists", "irpo_ranking"])
+def test_lists_of_several_lengths_are_learned_by_their_grades(objective, tiny_model, tmp_path):
+    given = rows(**RANKED)
+    given[::3] = [{**row, "others": ["It may be."], "grades": [3, 1, 2]} for row in given[::3]]
+    meta, weights = train(objective, tiny_model, given, tmp_path / "a")
+    assert meta["after"]["loss"] < meta["before"]["loss"]
+    assert meta["after"]["hit_free"] >= meta["before"]["hit_free"]
+    turned = [{**row, "grades": row["grades"][::-1]} for row in given]
+    _, other = train(objective, tiny_model, turned, tmp_path / "b")
+    assert any(not torch.equal(value, weights[name]) for name, value in other.items())
+    with pytest.raises(InputError, match="grades: 3 numbers for chosen, rejected and 2 others; give one for each"):
+        train(objective, tiny_model, rows(**{**RANKED, "grades": [1, 2, 3]}), tmp_path / "out")
+    with pytest.raises(InputError, match=rf"grades: is missing in 24 of 24 pairs, and {objective} reads it"):
+        train(objective, tiny_model, rows(), tmp_path / "out", valid_fraction=0.0)
+
+
+def test_a_list_of_two_is_the_pair_that_it_is(tiny_model, tmp_path):
+    """irpo_ranking of two answers is DPO: the best answer's weight is 1 / log2(1 + 1) = 1."""
+    beta = find("irpo_ranking").beta
+    _, listed = train("irpo_ranking", tiny_model, rows(grades=[1, 0]), tmp_path / "a")
+    _, paired = train("dpo", tiny_model, rows(), tmp_path / "b", beta=beta)
+    for name, value in listed.items():
+        torch.testing.assert_close(value, paired[name], atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("objective", COLUMNS)
 def test_a_row_without_the_column_is_refused_before_anything_is_made(objective, tiny_model, tmp_path):
     columns, _ = COLUMNS[objective]
@@ -162,7 +190,7 @@ def test_a_second_model_of_another_vocabulary_is_refused(tiny_model, tmp_path):
 
 
 def test_what_cannot_be_trained_says_what_it_reads():
-    for name in ("kto", "rpo_relative", "sparse_po", "rrpo", "hypo_online_kl", "lipo_lambda"):
+    for name in ("kto", "rpo_relative", "sparse_po", "rrpo", "hypo_online_kl"):
         assert name not in trainable()
         with pytest.raises(RecipeError, match=r"which rows of pairs do not hold"):
             trainable_name(name)
