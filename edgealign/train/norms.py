@@ -27,7 +27,7 @@ RMS_NORMS = ("Lfm2RMSNorm", "Lfm2MoeRMSNorm", "Lfm3RMSNorm", "LlamaRMSNorm", "Qw
 @contextmanager
 def quick_norms(model: nn.Module) -> Iterator[None]:
     """Within the block the RMS norms of `model` run as one function each; restored afterwards."""
-    modules = [
+    modules: list[Any] = [
         module for module in model.modules()
         if type(module).__name__ in RMS_NORMS and "forward" not in vars(module)
     ]  # fmt: skip
