@@ -129,7 +129,7 @@ def test_numbers_that_cannot_be_are_refused(key, given, words):
 
 
 def test_a_recipe_can_name_what_rows_of_pairs_are_enough_for():
-    assert {"ln_dpo", "simpo", "ada_dpo", "modpo", "lcpo_latent", "tpo_triple", "mrpo", "lipo_lambda"} <= set(trainable())
+    assert {"ln_dpo", "simpo", "modpo", "lcpo_latent", "tpo_triple", "mrpo", "lipo_lambda"} <= set(trainable())
     assert not {"kto", "rpo_relative", "sparse_po", "rrpo", "hypo_online_kl"} & set(trainable())
 
 
