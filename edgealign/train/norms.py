@@ -1,4 +1,4 @@
-"""RMS norms of a model in fewer passes over memory, with the same numbers.
+"""RMS norms of a model in fewer passes over memory: the same bits forward, the same gradients to rounding.
 
 transformers writes the norm as seven operations, and autograd keeps their results and runs about fifteen more. Here it
 is one function: it keeps its input and one number a token, and its gradient is written out.
@@ -57,7 +57,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
-        r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()  # transformers' operations: the same bits
         ctx.save_for_backward(x, weight, r)
         unit = (wide * r).to(x.dtype)
         return unit.mul_(weight) if unit.dtype == torch.promote_types(weight.dtype, unit.dtype) else unit * weight
