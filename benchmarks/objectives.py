@@ -9,7 +9,9 @@ Measured on held-out, clean pairs: ranking accuracy; on their prompts, greedy an
 rate over the starting model with length taken out, judged by a reward head that was fitted on other pairs; and how far
 the model has gone: KL on the data's tokens, displacement of the chosen answers, perplexity of other text.
 
-A run that is finished is not made again. `--out` gets table.md, result.json and objectives.png.
+All 132 runs on the shared data take about an hour on 2 quiet cores (estimated, not measured whole). A run that is
+finished is not made again, and a directory of runs is kept for the settings that made them. `--out` gets table.md,
+result.json and objectives.png.
 """
 
 from __future__ import annotations
@@ -55,6 +57,10 @@ CHOSEN = (
     "rpo_regularized", "iterative_reasoning_rpo", "nca", "bco", "sppo_hard",
 )  # fmt: skip
 FLIPPED = (0.0, 0.2)
+# Of the starter, 24 steps of 16 clean pairs: at 5e-5 log-ratios moved by 0.004 nats a token and answers hardly; at 2e-4
+# dpo, ln_dpo and hinge rank 67, 62 and 67 % of held-out pairs right by their own log-ratios, while the perplexity of
+# stories stays within 3 % and loops are no more than before; at 5e-4 ln_dpo's loss ends above where it began.
+LEARNING_RATE = 2e-4
 
 
 @dataclass(frozen=True)
@@ -260,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--held-out", type=int, default=200, help="pairs to rank")
     parser.add_argument("--prompts", type=int, default=32, help="prompts to answer")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/objectives"), help="finished runs are kept")
     parser.add_argument("--out", type=Path, default=Path("docs/results/objectives"))

@@ -79,7 +79,7 @@ def annotators(state: State, seen: Seen, settings: Settings) -> State:
     known = state.get("eta", torch.zeros(0)).to(posterior)
     eta = torch.full((max(int(users.max()) + 1, len(known)),), settings["eta"]).to(posterior)
     eta[: len(known)] = known
-    for user in users.unique():
+    for user in sorted(set(users.tolist())):
         eta[user] += settings["ema"] * (posterior[users == user].mean() - eta[user])
     return {"eta": eta}
 

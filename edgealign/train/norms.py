@@ -60,7 +60,9 @@ class _RmsNorm(torch.autograd.Function):
         r = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()  # transformers' operations: the same bits
         ctx.save_for_backward(x, weight, r)
         unit = (wide * r).to(x.dtype)
-        return unit.mul_(weight) if unit.dtype == torch.promote_types(weight.dtype, unit.dtype) else unit * weight
+        same_type: bool = unit.dtype == torch.promote_types(weight.dtype, unit.dtype)
+        out: Tensor = unit.mul_(weight) if same_type else unit * weight
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
