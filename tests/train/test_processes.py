@@ -69,7 +69,7 @@ processes.wait()
 
 def start(*command: str, cache: Path, code: int | None = 0) -> None:
     env = {**os.environ, "EDGEALIGN_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800, check=False)
     assert (done.returncode != 0) if code is None else (done.returncode == code), done.stderr[-4000:]
 
 
