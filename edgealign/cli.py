@@ -101,7 +101,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="print the vers
 
 @app.command()
 def run(
-    preset: Annotated[str, typer.Argument(help="quickstart, laptop, or a .toml file")],
+    preset: Annotated[str, typer.Argument(help="quickstart, laptop, accelerated, or a .toml file")],
     out: Annotated[Path | None, typer.Option("--out", help="where the stages go; default runs/PRESET")] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="directory of real data, for presets that need it")
@@ -215,13 +215,18 @@ def dpo(
     data: DataOption,
     out: OutOption,
     valid: ValidOption = None,
+    second: Annotated[
+        str | None, typer.Option("--second", help="the other model of mrpo (a reference) and inpo_nash (the reference)")
+    ] = None,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     overrides: Overrides,
 ) -> None:
     """Preference training on pairs; the default objective is length-normalised DPO."""
-    cli_options.run_stage("dpo", overrides, config, dry_run, json, model=model, data=data, valid=valid or [], out=out)
+    cli_options.run_stage(
+        "dpo", overrides, config, dry_run, json, model=model, data=data, valid=valid or [], second=second, out=out
+    )
 
 
 @app.command()
@@ -233,6 +238,9 @@ def merge(
     base: Annotated[str | None, typer.Option("--base", help="their common base, for task vectors")] = None,
     adapter: Annotated[Path | None, typer.Option("--adapter", help="a LoRA to merge into the one --model")] = None,
     data: Annotated[list[str] | None, typer.Option("--data", help="held-out data that --search decides by")] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="--select judge: rule:NAME, reward:DIR, or the URL of an endpoint")
+    ] = None,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -240,7 +248,8 @@ def merge(
 ) -> None:
     """Merge models of one base, or a LoRA into its base; --search tries several and keeps the best."""
     cli_options.run_stage(
-        "merge", overrides, config, dry_run, json, models=model, base=base, data=data or [], adapter=adapter, out=out
+        "merge", overrides, config, dry_run, json,
+        models=model, base=base, data=data or [], adapter=adapter, judge=judge, out=out,
     )
 
 

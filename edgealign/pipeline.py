@@ -3,7 +3,8 @@
 A preset is a TOML file. Each `[[stage]]` has an `id` (its directory below the run's), `run` (a name in
 `edgealign.stages`), `recipe` (fields to override), `inputs` (argument = path or list or table of paths) and
 `args` (argument = plain value). A path starts with the id of an earlier stage, with `data:` for a file below
-`--data`, or is `edgealign:starter`, the model that comes with edgealign. An `optional` stage whose check fails does
+`--data`, or is `edgealign:starter`, the model that comes with edgealign; `reward:` before it is a judge, the reward
+head that a stage has published. An `optional` stage whose check fails does
 not end the run: tables of inputs leave it out (a user whose adapter did not beat the population simply keeps the
 population's model).
 
@@ -31,6 +32,7 @@ from edgealign.progress import say
 from edgealign.registry import suggest
 
 STATE = "state.json"
+JUDGE = "reward:"
 STAGE_KEYS = {"id", "run", "recipe", "inputs", "args", "optional"}
 
 
@@ -238,13 +240,15 @@ def _step(entry: Mapping[str, Any], *, known: set[str]) -> Step:
 
 def _paths(value: Any) -> list[str]:
     if isinstance(value, str):
-        return [value]
+        return [value.removeprefix(JUDGE)]
     items = value.values() if isinstance(value, Mapping) else value
     return [path for item in items for path in _paths(item)]
 
 
 def _resolve(value: Any, out: Path, data: Path | None) -> Any:
     if isinstance(value, str):
+        if value.startswith(JUDGE):
+            return f"{JUDGE}{_resolve(value.removeprefix(JUDGE), out, data)}"
         if value.startswith("data:"):
             if data is None:
                 raise InputError(value, "needs a directory of real data", "add --data DIR")
@@ -258,7 +262,8 @@ def _resolve(value: Any, out: Path, data: Path | None) -> Any:
 def _without(value: Any, absent: set[str]) -> Any:
     """Tables of inputs without the entries of optional stages that published nothing."""
     if isinstance(value, Mapping):
-        gone = {name for name, item in value.items() if isinstance(item, str) and item.split("/")[0] in absent}
+        paths = {name: item.removeprefix(JUDGE) for name, item in value.items() if isinstance(item, str)}
+        gone = {name for name, path in paths.items() if path.split("/")[0] in absent}
         return {name: _without(item, absent) for name, item in value.items() if name not in gone}
     return value
 
@@ -268,6 +273,8 @@ def _digests(value: Any) -> Any:
         return {name: _digests(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_digests(item) for item in value]
+    if isinstance(value, str):
+        value = Path(value.removeprefix(JUDGE))
     if (value / MANIFEST).is_file():
         return open_artifact(value, check_digests=False).digest
     if not value.exists():

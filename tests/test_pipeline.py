@@ -137,3 +137,45 @@ def test_tables_of_inputs_leave_out_what_was_not_published() -> None:
     inputs = {"model": "merged", "adapters": {"ada": "ada", "bo": "bo"}, "data": ["pairs/x"]}
     expected = {"model": "merged", "adapters": {"ada": "ada"}, "data": ["pairs/x"]}
     assert pipeline._without(inputs, {"bo"}) == expected
+
+
+def test_a_judge_is_the_reward_head_of_a_stage_and_part_of_what_depends_on_it(tmp_path: Path) -> None:
+    text = PRESET + (
+        '[[stage]]\nid = "later"\nrun = "pairs_filter"\n'
+        'inputs = { data = ["data/pairs.jsonl"], judges = ["reward:small"] }\n'
+    )
+    preset = written(tmp_path, text)
+    out = tmp_path / "run"
+    assert pipeline._resolve(preset.steps[-1].inputs, out, None)["judges"] == [f"reward:{out / 'small'}"]
+    pipeline.run_preset(written(tmp_path, PRESET), out=out, data=None, force=False)
+    before = pipeline.step_key(preset.steps[-1], out=out, data=None)
+    pipeline.run_preset(
+        written(tmp_path, PRESET.replace("limit = 10", "limit = 9")), out=out, data=None, force=False
+    )
+    assert pipeline.step_key(preset.steps[-1], out=out, data=None) != before
+    with pytest.raises(RecipeError, match="input head is not below an earlier stage"):
+        written(tmp_path, text.replace("reward:small", "reward:head"))
+
+
+@pytest.mark.slow
+def test_the_accelerated_preset_runs_on_a_tiny_model_and_takes_the_scale_its_judge_likes(tmp_path: Path) -> None:
+    """As shipped, with a random tiny model in place of the starter, and less of everything."""
+    source = (Path(pipeline.__file__).parent / "presets" / "accelerated.toml").read_text(encoding="utf-8")
+    source = source.replace('run = "synth"', 'run = "synth"\nrecipe = { conversations = 40, pairs = 40, choices = 4 }')
+    source = source.replace('"edgealign:starter"', '"base"').replace("judge_prompts = 48", "judge_prompts = 3")
+    source = source.replace("max_new_tokens = 96", "max_new_tokens = 8").replace("prompts = 48", "prompts = 3")
+    source = source.replace("[1.3, 1.6, 2.0, 3.0]", "[1.3, 3.0]").replace("limit = 1400", "limit = 32")
+    first, rest = source.split("\n\n[[stage]]\n", 2)[0], source.split("\n\n[[stage]]\n", 2)[1:]
+    init = 'id = "base"\nrun = "init"\ninputs = { text = ["data/train.jsonl"] }\nrecipe = { shape = "tiny" }'
+    preset = written(tmp_path, "\n\n[[stage]]\n".join([first, rest[0], init, *rest[1:]]))
+    result = pipeline.run_preset(preset, out=tmp_path / "run", data=None, force=False)
+    assert not any("refused" in entry for entry in result["stages"])
+    for stage in ("further1", "further2"):
+        meta = open_artifact(tmp_path / "run" / stage).manifest.meta
+        grades = {row["name"]: row["grade"] for row in meta["candidates"]}
+        assert set(grades) == {
+            "base", "model 1", "task_arithmetic w=1 scale=1.3", "task_arithmetic w=1 scale=3",
+        }  # fmt: skip
+        assert grades[meta["best"]] == max(grades.values())
+    again = pipeline.run_preset(preset, out=tmp_path / "run", data=None, force=False)
+    assert all(skipped(again))

@@ -15,11 +15,22 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 from edgealign.data.faults import RowFault, Tie
-from edgealign.data.forms import Conversation, Message, Pair, Row, Text, Thumb
+from edgealign.data.forms import (
+    PAIR_LISTS,
+    PAIR_NUMBERS,
+    PAIR_TEXTS,
+    Conversation,
+    Fact,
+    Message,
+    Pair,
+    Row,
+    Text,
+    Thumb,
+)
 from edgealign.data.messages import (
     SHAREGPT_ROLES,
     SPEAKERS,
@@ -148,7 +159,7 @@ def _from_text(row: Columns) -> Text:
 def _pair(prompt: tuple[Message, ...], chosen: str, rejected: str, row: Columns) -> Pair:
     if chosen.strip() == rejected.strip():
         raise RowFault("same", "chosen and rejected are the same")
-    return Pair(prompt, chosen, rejected, _user(row), _margin(row))
+    return Pair(prompt, chosen, rejected, _user(row), _margin(row), _facts(row))
 
 
 def _from_pair(row: Columns) -> Pair:
@@ -158,7 +169,7 @@ def _from_pair(row: Columns) -> Pair:
         implicit = _from_implicit_pair(row)
         if implicit.prompt not in (shared, shared[len(system_of(row)) :]):
             raise RowFault("roles", f"{column} is not how chosen and rejected begin")
-        return Pair(shared, implicit.chosen, implicit.rejected, implicit.user_id, implicit.margin)
+        return replace(implicit, prompt=shared)
     return _pair(shared, answer_of(row, "chosen"), answer_of(row, "rejected"), row)
 
 
@@ -260,6 +271,29 @@ def _margin(row: Columns) -> float | None:
     return float(margin)
 
 
+def _facts(row: Columns) -> dict[str, Fact]:
+    """What an objective may read. Other people's columns have such names too, so what is no number or no text there
+    does not make a row bad: it is not there, and an objective that reads it says so."""
+    found: dict[str, Fact] = {}
+    for name in PAIR_NUMBERS:
+        if _is_number(value := row.get(name)):
+            found[name] = float(value)
+    for name in PAIR_TEXTS:
+        text = row.get(name)
+        if isinstance(text, str) and text.strip():
+            found[name] = text
+    grades, others = (row.get(name) for name in PAIR_LISTS)
+    if isinstance(grades, list) and all(map(_is_number, grades)):
+        found["grades"] = tuple(map(float, grades))
+    if isinstance(others, list) and others and all(isinstance(text, str) and text.strip() for text in others):
+        found["others"] = tuple(others)
+    return found
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _yes(row: Columns, column: str) -> bool:
     value = row.get(column)
     if isinstance(value, bool):
@@ -277,12 +311,13 @@ def _list(row: Columns, column: str) -> list[object]:
 
 
 _WHO = ("user_id",)
-_PAIR = ("user_id", "margin", "system")
+_BESIDE = ("user_id", "margin", *PAIR_NUMBERS, *PAIR_TEXTS, *PAIR_LISTS)
+_PAIR = (*_BESIDE, "system")
 
 SHAPES: tuple[Shape, ...] = (
     Shape("messages pair", "pair", ("messages", "chosen", "rejected"), _from_pair, _PAIR),
     Shape("pair", "pair", ("prompt", "chosen", "rejected"), _from_pair, _PAIR),
-    Shape("implicit pair", "pair", ("chosen", "rejected"), _from_implicit_pair, ("user_id", "margin")),
+    Shape("implicit pair", "pair", ("chosen", "rejected"), _from_implicit_pair, _BESIDE),
     Shape("messages thumb", "thumb", ("messages", "completion", "label"), _from_thumb, (*_WHO, "system")),
     Shape("thumb", "thumb", ("prompt", "completion", "label"), _from_thumb, (*_WHO, "system")),
     Shape("taskmaster reward", "thumb", ("context", "generation", "reward"), _from_taskmaster, _WHO, common=False),

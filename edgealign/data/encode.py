@@ -28,9 +28,9 @@ from edgealign.data.typed import check_kept, cut, encode_segments, encoder, mark
 from edgealign.errors import InputError
 
 __all__ = [
-    "Encoded", "EncodedPair", "EncodedRows", "EncodedThumb", "encode_conversation", "encode_conversations",
-    "encode_pair", "encode_pairs", "encode_prompt", "encode_text", "encode_texts", "encode_thumb", "encode_thumbs",
-    "end_of_turn_id", "render", "template_hash",
+    "Encoded", "EncodedPair", "EncodedRows", "EncodedThumb", "encode_answer", "encode_conversation",
+    "encode_conversations", "encode_pair", "encode_pairs", "encode_prompt", "encode_text", "encode_texts",
+    "encode_thumb", "encode_thumbs", "end_of_turn_id", "render", "template_hash",
 ]
 
 Ids: TypeAlias = tuple[int, ...]
@@ -115,6 +115,15 @@ def encode_pair(tok: Any, pair: Pair, *, max_tokens: int | None = None) -> Encod
     if chosen == rejected:
         raise InputError("pair", f"the first {room} tokens of both answers are the same", "raise max_tokens")
     return prompt, chosen, rejected
+
+
+def encode_answer(tok: Any, prompt: Sequence[Message], text: str, *, max_tokens: int | None = None) -> Ids:
+    """The ids of an answer to `prompt`, cut like a pair's.
+
+    Raises:
+        InputError: as `encode_pair`.
+    """
+    return _answer(tok, prompt, text)[: _room(encode_prompt(tok, prompt), max_tokens)]
 
 
 def encode_thumb(tok: Any, thumb: Thumb, *, max_tokens: int | None = None) -> EncodedThumb:

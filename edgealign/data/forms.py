@@ -2,7 +2,8 @@
 
     conversation   messages; only the assistant's turns are learned
     text           plain text; everything is learned
-    pair           one prompt, a chosen and a rejected answer, of one user or of nobody in particular
+    pair           one prompt, a chosen and a rejected answer, of one user or of nobody in particular; `facts` is what
+                   some preference objectives read beside them (PAIR_NUMBERS, PAIR_TEXTS, PAIR_LISTS)
     thumb          one prompt, one answer, liked or not
 
 `read` makes these from any file, `encode` turns them into token ids. `to_json` is the canonical spelling: what it
@@ -13,11 +14,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 FORMS = ("conversation", "text", "pair", "thumb")
 ROLES = ("system", "user", "assistant", "tool")
+PAIR_NUMBERS = ("epsilon", "score", "advantage", "advantage_rejected")
+PAIR_TEXTS = ("gold", "base", "calibration", "rationale", "rejected_prompt")
+PAIR_LISTS = ("grades", "others")  # a ranked list: answers beside the two, and a grade of chosen, rejected, others
+OF_A_SIDE = ("score", "advantage", "advantage_rejected", "rationale", "rejected_prompt", "grades")  # wrong once turned
+
+
+Fact: TypeAlias = float | str | tuple[float, ...] | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class Pair:
     rejected: str
     user_id: str | None = None
     margin: float | None = None
+    facts: Mapping[str, Fact] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,8 @@ def texts(row: Row) -> Iterator[str]:
     if isinstance(row, Pair):
         yield row.chosen
         yield row.rejected
+        for fact in row.facts.values():
+            yield from (text for text in (fact if isinstance(fact, tuple) else (fact,)) if isinstance(text, str))
     elif isinstance(row, Thumb):
         yield row.completion
 
@@ -114,6 +125,7 @@ def to_json(row: Row) -> dict[str, Any]:
         columns = {"prompt": _plain(row.prompt), "chosen": row.chosen, "rejected": row.rejected}
         if row.margin is not None:
             columns["margin"] = row.margin
+        columns |= {name: list(fact) if isinstance(fact, tuple) else fact for name, fact in row.facts.items()}
     else:
         columns = {"prompt": _plain(row.prompt), "completion": row.completion, "label": row.label}
     if row.user_id is not None:

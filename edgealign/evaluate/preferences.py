@@ -95,6 +95,7 @@ def measure_ranking(
     from edgealign.objectives.table import find
     from edgealign.train.layout import pair
     from edgealign.train.precision import choose_precision, count_parameters, fixed_threads
+    from edgealign.train.reference import reference_scores
     from edgealign.train.scoring import Passes, score
 
     encoded: dict[str, tuple[Any, ...]] = {}
@@ -113,7 +114,10 @@ def measure_ranking(
         precision = choose_precision(recipe.precision, lora=False, n_parameters=count_parameters(network))
         with fixed_threads(recipe.threads):
             passes = Passes.of(network, precision, tokens_per_pass=recipe.tokens_per_pass)
-            values = score(network, trees, passes, label=f"{name}: ranking {len(trees)} pairs")
+            if reference is None:  # many models are compared with one
+                values = reference_scores(network, trees, passes, model_digest=open_model(path).digest).values
+            else:
+                values = score(network, trees, passes, label=f"{name}: ranking {len(trees)} pairs")
         policy = pad_ragged(Ragged(values, sequence, lengths))
         metrics = {key: pair_metrics(find(key), policy, reference) for key in ("dpo", "ln_dpo")}
         shares = {"sum_free": metrics["dpo"]["hit_free"], "mean_free": metrics["ln_dpo"]["hit_free"]}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgealign.artifact import Artifact, file_input, open_artifact, publish, refuse_existing
-from edgealign.data.forms import Pair, to_json
+from edgealign.data.forms import OF_A_SIDE, Pair, to_json
 from edgealign.data.synthetic import write_jsonl
 from edgealign.errors import InputError, UsageError
 from edgealign.judges.judge import open_judge
@@ -134,4 +134,5 @@ def length_ratio(pair: Pair) -> float:
 def _finish(pair: Pair, turned: bool, strength: float | None) -> Pair:
     chosen, rejected = (pair.rejected, pair.chosen) if turned else (pair.chosen, pair.rejected)
     margin = pair.margin if strength is None else max(strength, 0.0)
-    return dataclasses.replace(pair, chosen=chosen, rejected=rejected, margin=margin)
+    facts = {name: value for name, value in pair.facts.items() if not (turned and name in OF_A_SIDE)}
+    return dataclasses.replace(pair, chosen=chosen, rejected=rejected, margin=margin, facts=facts)

@@ -30,7 +30,7 @@ from edgealign.objectives.reduce import (
     sum_tokens,
 )  # fmt: skip
 from edgealign.objectives.scores import Scores, split_pairs
-from edgealign.objectives.states import STATES
+from edgealign.objectives.states import STATES, Seen, remember
 from edgealign.objectives.table import Objective, check_beta, read_settings
 from edgealign.objectives.terms import INPUTS, MARGINS, PAIR_TERMS, WEIGHTS
 
@@ -44,6 +44,7 @@ class PairLoss:
     loss: Tensor  # (P,) differentiable
     delta: Tensor  # (P,) differentiable: chosen minus rejected in the objective's reduction, before beta
     state: State  # for the next batch; empty for most objectives
+    seen: Seen  # of this batch, where several make a step: `states.remember`
 
 
 def pair_loss(
@@ -89,13 +90,14 @@ def pair_loss(
     for name, _ in objective.absolute:
         if numbers[f"weight_{name}"]:
             loss = loss + numbers[f"weight_{name}"] * ABSOLUTE[name](pairs)
-    return PairLoss(loss, pairs.delta, _next_state(objective, pairs, x))
+    seen = _see(objective, pairs, x)
+    return PairLoss(loss, pairs.delta, remember(objective, pairs.state, [seen], settings) if seen else {}, seen)
 
 
-def _next_state(objective: Objective, pairs: Pairs, x: Tensor) -> State:
+def _see(objective: Objective, pairs: Pairs, x: Tensor) -> Seen:
     if objective.state is None:
         return {}
-    return STATES[objective.state](pairs, objective.pair_term or "logistic", x.detach())
+    return STATES[objective.state].see(pairs, objective.pair_term or "logistic", x.detach())
 
 
 def pair_metrics(objective: Objective, policy: Scores, reference: Scores | None) -> dict[str, Tensor]:

@@ -18,9 +18,37 @@ one number for an answer, what they are compared with, and
 Notation: S_w, S_l summed log-ratios log pi/pi_ref of the chosen and the rejected answer, n their tokens, r = S/n,
 P mean log-probabilities without a reference, D = S_w - S_l, b beta, s the sigmoid, ls its logarithm, sg held still.
 
-`edgealign dpo --objective KEY` trains with those marked *pairs*; the others read more than a pair of answers
-(*needs*), and are functions for those who have such data: `edgealign.objectives.loss.pair_loss`,
-`edgealign.objectives.lists.list_loss`.
+`edgealign dpo --objective KEY` trains with those marked *pairs*. Beside prompt, chosen and rejected a row then has the
+columns that *needs* names (`--map THEIRS=OURS` renames yours):
+
+| column | what it is |
+|---|---|
+| `margin` | a number: by how much the chosen answer is better |
+| `user` | the annotator: the row's `user_id` |
+| `epsilon` | the chance that this row's label is wrong, from 0 and below 0.5 |
+| `score` | a preference model's score of the pair |
+| `advantage`, `advantage_rejected` | a designer's reward of each answer minus its expectation |
+| `gold` | the best answer to the prompt |
+| `base`, `base_reference` | `base`: what the base model itself answers; its reference scores are computed |
+| `calibration` | an answer that the reference would give |
+| `rationale` | why the chosen answer is better, asked in words after both |
+| `rejected_prompt` | the prompt of the rejected answer, where it is another one |
+| `others`, `grades` | a ranked list: further answers, and a number for chosen, rejected and each of them |
+| `second_reference` | the scores of a second model: `--second MODEL` |
+| `previous` | `--model` is the last iterate, to go on from, and `--second MODEL` the reference |
+
+The others are functions for your own loop (`objectives.loss.pair_loss`):
+
+- `kto` and `rpo_relative` compare with other examples of the batch. The trainer cuts a batch into forward passes by
+  their tokens and promises that the cut changes no gradient; a mean over what shares a pass would break that;
+- `sparse_po` and `rrpo` read a KL divergence over the whole vocabulary at every token, which the trainer never takes;
+- `hypo_online_kl` draws new answers at every step.
+
+An objective with *a state* reads it as the last optimizer step left it, and remembers whole steps.
+
+Of several processes (`torchrun`, `accelerate launch --multi_gpu`) every one holds whole weights and takes its share of
+a step's passes. Sharded weights (FSDP, DeepSpeed) are refused: they are gathered by a collective in every pass, and
+processes differ in how many passes they have.
 
 How sure a formula is:
 """
@@ -39,7 +67,7 @@ def render() -> str:
 
 
 def _row(entry: Objective) -> str:
-    needs = ["pairs"] if entry.key in trainable() else ["lists" if entry.is_list else "pairs of answers"]
+    needs = ["pairs"] if entry.key in trainable() else ["pairs of answers"]
     if entry.needs_reference:
         needs.append("a reference")
     needs += [f"`{name}`" for name in entry.columns]

@@ -1,25 +1,52 @@
-"""What an objective remembers of earlier batches: pure functions (state, batch) -> state. A state is a dict of tensors,
-so that a checkpoint can hold it."""
+"""What an objective remembers of earlier steps: what it sees of a batch, and how that changes what it remembers.
+
+Both are pure functions on dicts of tensors, so that a checkpoint can hold a state. What is seen has a row for every
+pair: the batches of one optimizer step (its forward passes, of however many processes) are put together and remembered
+at once, so a step does not depend on how it was cut.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 
 from edgealign.objectives.absolute import rewards
 from edgealign.objectives.pairs import Pairs, State
-from edgealign.objectives.terms import PAIR_TERMS, label_posterior, reference_gap, reliability
+from edgealign.objectives.reduce import Settings
+from edgealign.objectives.table import Objective, read_settings
+from edgealign.objectives.terms import PAIR_TERMS, label_posterior, reference_gap
 
-Update = Callable[[Pairs, str, "torch.Tensor | None"], State]
+Seen = dict[str, torch.Tensor]  # (P, ...) each
 
 
-def running_z(pairs: Pairs, pair_term: str, x: torch.Tensor | None) -> State:
-    """Count, mean and sum of squared deviations of all pairs' gaps so far (Welford, batch by batch; Chan 1983)."""
-    gap = reference_gap(pairs)
-    n, old = float(len(gap)), float(pairs.state.get("count", torch.zeros(())))
-    mean, squares = (pairs.state.get(name, torch.zeros(())).to(gap) for name in ("mean", "squares"))
+@dataclass(frozen=True)
+class Memory:
+    """`see`: of a batch, its pair term's key and x; `remember`: an old state and what a step has seen, to the next."""
+
+    see: Callable[[Pairs, str, torch.Tensor | None], Seen]
+    remember: Callable[[State, Seen, Settings], State]
+
+
+def remember(objective: Objective, state: State, seen: Sequence[Seen], settings: Settings | None = None) -> State:
+    """The state after a step that has seen these batches; the same where there were none."""
+    if objective.state is None or not seen:
+        return state
+    together = {name: torch.cat([each[name] for each in seen]) for name in seen[0]}
+    return STATES[objective.state].remember(state, together, read_settings(objective, settings))
+
+
+def see_gap(pairs: Pairs, pair_term: str, x: torch.Tensor | None) -> Seen:
+    return {"gap": reference_gap(pairs).cpu()}
+
+
+def running_z(state: State, seen: Seen, settings: Settings) -> State:
+    """Count, mean and sum of squared deviations of all pairs' gaps so far (Welford, step by step; Chan 1983)."""
+    gap = seen["gap"]
+    n, old = float(len(gap)), float(state.get("count", torch.zeros(())))
+    mean, squares = (state.get(name, torch.zeros(())).to(gap) for name in ("mean", "squares"))
     shift = gap.mean() - mean
     total = old + n
     return {
@@ -28,30 +55,37 @@ def running_z(pairs: Pairs, pair_term: str, x: torch.Tensor | None) -> State:
     }  # fmt: skip
 
 
-def running_shift(pairs: Pairs, pair_term: str, x: torch.Tensor | None) -> State:
-    """Mean of the rewards of both sides over all batches so far (BCO)."""
-    both = torch.cat([part.detach() for part in rewards(pairs)])
-    n, old = float(len(both)), float(pairs.state.get("count", torch.zeros(())))
-    shift = pairs.state.get("shift", torch.zeros(())).to(both)
+def see_rewards(pairs: Pairs, pair_term: str, x: torch.Tensor | None) -> Seen:
+    return {"rewards": torch.stack(rewards(pairs), -1).detach().cpu()}
+
+
+def running_shift(state: State, seen: Seen, settings: Settings) -> State:
+    """Mean of the rewards of both sides over all steps so far (BCO)."""
+    both = seen["rewards"].flatten()
+    n, old = float(len(both)), float(state.get("count", torch.zeros(())))
+    shift = state.get("shift", torch.zeros(())).to(both)
     return {"count": torch.tensor(old + n), "shift": shift + (both.mean() - shift) * n / (old + n)}
 
 
-def annotators(pairs: Pairs, pair_term: str, x: torch.Tensor | None) -> State:
-    """eta of an annotator moves by `ema` towards the mean posterior of the labels that it gave here (RE-PO)."""
+def see_labels(pairs: Pairs, pair_term: str, x: torch.Tensor | None) -> Seen:
     assert x is not None
-    users = pairs.column("user").long()
     posterior = label_posterior(PAIR_TERMS[pair_term], x, pairs)
-    current = reliability(pairs).to(posterior)
-    size = max(int(users.max()) + 1, len(pairs.state.get("eta", ())))
-    eta = torch.full((size,), pairs.settings["eta"], dtype=posterior.dtype, device=posterior.device)
-    known = pairs.state.get("eta", torch.zeros(0))
-    eta[: len(known)] = known.to(eta)
-    for user in users.unique():
-        of_user = users == user
-        eta[user] = current[of_user][0] + pairs.settings["ema"] * (posterior[of_user].mean() - current[of_user][0])
-    return {"eta": eta.detach()}
+    return {"user": pairs.column("user").long().cpu(), "posterior": posterior.cpu()}
 
 
-STATES: Mapping[str, Update] = MappingProxyType(
-    {"running_z": running_z, "running_shift": running_shift, "annotators": annotators}
-)
+def annotators(state: State, seen: Seen, settings: Settings) -> State:
+    """eta of an annotator moves by `ema` towards the mean posterior of the labels that it gave here (RE-PO)."""
+    users, posterior = seen["user"], seen["posterior"]
+    known = state.get("eta", torch.zeros(0)).to(posterior)
+    eta = torch.full((max(int(users.max()) + 1, len(known)),), settings["eta"]).to(posterior)
+    eta[: len(known)] = known
+    for user in sorted(set(users.tolist())):
+        eta[user] += settings["ema"] * (posterior[users == user].mean() - eta[user])
+    return {"eta": eta}
+
+
+STATES: Mapping[str, Memory] = MappingProxyType({
+    "running_z": Memory(see_gap, running_z),
+    "running_shift": Memory(see_rewards, running_shift),
+    "annotators": Memory(see_labels, annotators),
+})  # fmt: skip

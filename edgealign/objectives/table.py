@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from edgealign.data.forms import PAIR_NUMBERS, PAIR_TEXTS
 from edgealign.errors import RecipeError
 from edgealign.registry import suggest
 
@@ -25,7 +26,10 @@ BETA_BANDS: Mapping[str, tuple[float, float]] = MappingProxyType({"sum": (0.01, 
 # A mean of log-ratios moves by less than this many nats per token before a model falls apart; reported runs with
 # targets of 10 and more degenerated.
 REACHABLE_NATS = 2.0
-PAIR_FACTS = frozenset({"margin", "user"})  # what a row of pairs may say beside its texts
+# What the trainer can give an objective beside the pair: what its row says, and the scores of a second model.
+PAIR_FACTS = frozenset({"margin", "user", *PAIR_NUMBERS, *PAIR_TEXTS, "base_reference", "grades"})
+SECOND_MODEL = frozenset({"second_reference", "previous"})
+NUMBER_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"epsilon": (0.0, 0.5)})  # from, below
 DIVISORS = ("tau", "t", "w", "beta_reward", "least")  # settings
 CONFIDENCE: Mapping[str, str] = MappingProxyType({
     "code": "read in the authors' or TRL's code",
@@ -66,6 +70,16 @@ class Objective:
         return self.reference != "none" or self.margin_reads_reference
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Further answers that it reads, in the order in which they follow a pair's sequences."""
+        return tuple(name for name in PAIR_TEXTS if name in self.columns and name != "rejected_prompt")
+
+    @property
+    def second_model(self) -> str | None:
+        """The column that is the scores of a second model."""
+        return next((name for name in self.columns if name in SECOND_MODEL), None)
+
+    @property
     def is_list(self) -> bool:
         return self.list_term is not None
 
@@ -102,10 +116,12 @@ def names() -> tuple[str, ...]:
 
 
 def trainable() -> tuple[str, ...]:
-    """Keys of the objectives that a recipe can name: pairs are enough, with what their rows may say (PAIR_FACTS)."""
+    """Keys of the objectives that a recipe can name: pairs are enough, with what their rows may say (PAIR_FACTS), and
+    a second model."""
     from edgealign.objectives.entries import OBJECTIVES
 
-    return tuple(key for key, entry in OBJECTIVES.items() if not entry.is_list and set(entry.columns) <= PAIR_FACTS)
+    given = PAIR_FACTS | SECOND_MODEL
+    return tuple(key for key, entry in OBJECTIVES.items() if set(entry.columns) <= given)
 
 
 def trainable_name(name: str) -> str:
@@ -117,7 +133,7 @@ def trainable_name(name: str) -> str:
     entry = find(name)
     if entry.key in trainable():
         return entry.key
-    needs = "lists of graded answers" if entry.is_list else ", ".join(sorted(set(entry.columns) - PAIR_FACTS))
+    needs = ", ".join(sorted(set(entry.columns) - PAIR_FACTS - SECOND_MODEL))
     reason = f"reads {needs}, which rows of pairs do not hold"
     raise RecipeError(f"objective {name}", reason, "it is a function for your own loop: docs/objectives.md")
 

@@ -37,7 +37,7 @@ from edgealign.progress import say, track
 from edgealign.train import processes
 from edgealign.train.examples import Origin
 from edgealign.train.layout import Tree, document
-from edgealign.train.logprobs import CHUNK_LOGITS, check_layout, hidden_states, output_projection
+from edgealign.train.logprobs import check_layout, chunk_rows, hidden_states, output_projection
 from edgealign.train.precision import choose_precision, count_parameters
 from edgealign.train.reference import cache_dir, cache_key, cached
 from edgealign.train.scoring import Passes
@@ -295,7 +295,7 @@ def _first_guesses(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """(N,) log-probability of every learned token, and (N,) whether it is the most likely one; float64 on the CPU."""
     picked = hidden_states(model, batch).flatten(0, 1).index_select(0, batch.source)  # (N, D)
     weight, bias = output_projection(model)
-    chunk = max(1, CHUNK_LOGITS // weight.shape[0])
+    chunk = chunk_rows(weight.shape[0])
     logps, hits = [torch.empty(0, dtype=torch.float64)], [torch.empty(0, dtype=torch.float64)]
     for start in range(0, picked.shape[0], chunk):
         part = slice(start, start + chunk)

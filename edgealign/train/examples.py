@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from edgealign.data.mapping import parse_mapping
 from edgealign.data.read import Loaded, read_all
 from edgealign.errors import InputError
 from edgealign.progress import say
-from edgealign.train.layout import Tree, document, pair
+from edgealign.train.beside import tree_of
+from edgealign.train.layout import Tree, document
 from edgealign.train.recipes import TrainRecipe
 
 # Trees, the place of each one's row in the source, how many were cut, and what was refused with the reason.
@@ -57,13 +59,22 @@ def load_documents(
     return _load(sources, valid, tokenizer, recipe, _encode_documents, forms, "edgealign dpo", origins)
 
 
-def load_pairs(sources: Sequence[str], tokenizer: Any, recipe: TrainRecipe, *, valid: Sequence[str] = ()) -> Examples:
-    """Preference pairs.
+def load_pairs(
+    sources: Sequence[str],
+    tokenizer: Any,
+    recipe: TrainRecipe,
+    *,
+    valid: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    texts: Sequence[str] = (),
+) -> Examples:
+    """Preference pairs, with what an objective reads beside them (`Objective.columns` and `Objective.texts`).
 
     Raises:
         InputError: as `load_documents`.
     """
-    return _load(sources, valid, tokenizer, recipe, _encode_pairs, ("pair",), "edgealign sft")
+    encode = partial(_encode_pairs, columns=columns, texts=texts)
+    return _load(sources, valid, tokenizer, recipe, encode, ("pair",), "edgealign sft")
 
 
 def hold_out(trees: Sequence[Tree], *, fraction: float, limit: int, seed: int) -> tuple[list[int], list[int]]:
@@ -156,12 +167,19 @@ def _encode_documents(tokenizer: Any, part: Loaded, max_tokens: int) -> Encoding
     return trees, list(encoded.kept), encoded.cut, list(encoded.refused)
 
 
-def _encode_pairs(tokenizer: Any, part: Loaded, max_tokens: int) -> Encoding:
+def _encode_pairs(
+    tokenizer: Any, part: Loaded, max_tokens: int, *, columns: Sequence[str], texts: Sequence[str]
+) -> Encoding:
     rows: Any = part.rows
     encoded = encode_pairs(tokenizer, rows, max_tokens=max_tokens)
-    facts = [{"margin": rows[place].margin, "user": rows[place].user_id} for place in encoded.kept]
-    trees = [replace(pair(*row), facts=each) for row, each in zip(encoded.rows, facts, strict=True)]
-    return trees, list(encoded.kept), encoded.cut, list(encoded.refused)
+    trees, kept, refused = [], [], list(encoded.refused)
+    for ids, place in zip(encoded.rows, encoded.kept, strict=True):
+        try:
+            trees.append(tree_of(tokenizer, rows[place], ids, columns, texts, max_tokens))
+            kept.append(place)
+        except InputError as error:
+            refused.append((place, error.line()))
+    return trees, kept, encoded.cut, sorted(refused)
 
 
 def _report(part: Loaded, trees: Sequence[Tree], cut: int, refused: Sequence[tuple[int, str]], max_tokens: int) -> None:

@@ -19,6 +19,7 @@ batch, S sequences.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -29,8 +30,11 @@ from torch import Tensor
 
 NO_PARENT = -1
 _PAD_SEGMENT = -1
-ROW_TOKENS = 512  # one row of 1,120 tokens spends 13 % of a step of the 350M shape in attention, four of 280 spend 4 %
-SPARE_SHARE = 0.1
+# One row of 1,120 tokens spends 13 % of a step of the 350M shape in attention, four of 280 spend 4 %: in a row of this
+# length attention would cost as much as everything else.
+ATTENTION_ROW = 7500
+SHORT_ROW = 128  # shorter rows gain nothing
+SPARE_SHARE = 0.1  # more padding than this, and it is one long row
 
 
 @dataclass(frozen=True)
@@ -186,12 +190,13 @@ def lay_out(rows: Sequence[Sequence[Tree]], *, kernel: int = 1, pad_id: int = 0)
 def split_by_tokens(n_tokens: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of examples, grouped so that no group is over `budget` tokens (an example over it stands alone).
 
-    First fit, longest first: neighbours in a group are of similar length, and groups are full. The result
-    depends on the lengths alone, never on chance.
+    As few groups as first fit needs (longest first), then filled evenly where that keeps to the budget: eight examples
+    of 280 tokens are four and four rather than seven and one, and the largest group decides how much memory a step
+    needs. The result depends on the lengths alone, never on chance.
     """
     groups: list[list[int]] = []
     room: list[int] = []
-    for i in sorted(range(len(n_tokens)), key=lambda i: (-n_tokens[i], i)):
+    for i in _longest_first(n_tokens):
         slot = next((g for g, free in enumerate(room) if free >= n_tokens[i]), None)
         if slot is None:
             groups.append([i])
@@ -199,26 +204,60 @@ def split_by_tokens(n_tokens: Sequence[int], budget: int) -> list[list[int]]:
         else:
             groups[slot].append(i)
             room[slot] -= n_tokens[i]
-    return groups
+    even = spread(n_tokens, len(groups))
+    fits = all(sum(n_tokens[i] for i in group) <= budget for group in even)
+    return even if fits else groups
 
 
-def split_in_rows(n_tokens: Sequence[int], *, row_tokens: int = ROW_TOKENS) -> list[list[int]]:
-    """Neighbouring examples of one batch, in order, in rows of about `row_tokens`: attention costs the square of a row.
+def spread(n_tokens: Sequence[int], count: int) -> list[list[int]]:
+    """Indices in `count` groups of about the same number of tokens: longest first, each to the emptiest group."""
+    groups: list[list[int]] = [[] for _ in range(count)]
+    filled = [(0, g) for g in range(count)]
+    for i in _longest_first(n_tokens):
+        tokens, g = heapq.heappop(filled)
+        groups[g].append(i)
+        heapq.heappush(filled, (tokens + n_tokens[i], g))
+    return [group for group in groups if group]
 
-    Rows of unequal length must be padded; where that would cost more than SPARE_SHARE, one long row it is.
-    """
+
+def arrange(n_tokens: Sequence[int]) -> list[int]:
+    """An order of the examples of one batch in which `split_in_rows` finds rows of about the same length."""
+    return [i for row in _best_rows(n_tokens) for i in row]
+
+
+def split_in_rows(n_tokens: Sequence[int]) -> list[list[int]]:
+    """Neighbouring examples of one batch, in order, in rows: attention costs the square of a row, padding costs too."""
+    width = _width(n_tokens, _best_rows(n_tokens))
     rows: list[list[int]] = []
-    filled = row_tokens
+    filled = width
     for i, n in enumerate(n_tokens):
-        if not rows or filled + n > row_tokens:
+        if filled + n > width:
             rows.append([])
             filled = 0
         rows[-1].append(i)
         filled += n
-    width = max((sum(n_tokens[i] for i in row) for row in rows), default=0)
-    if len(rows) * width > (1.0 + SPARE_SHARE) * sum(n_tokens):
-        return [list(range(len(n_tokens)))]
-    return rows
+    padded = len(rows) * _width(n_tokens, rows)
+    return rows if padded <= (1.0 + SPARE_SHARE) * sum(n_tokens) else [list(range(len(n_tokens)))]
+
+
+def _best_rows(n_tokens: Sequence[int]) -> list[list[int]]:
+    """The cheapest number of rows: the tokens of all, padding included, each with its share of attention."""
+    best, least = [list(range(len(n_tokens)))], float("inf")
+    for count in range(1, max(2, min(len(n_tokens), sum(n_tokens) // SHORT_ROW) + 1)):
+        rows = spread(n_tokens, count)
+        width = _width(n_tokens, rows)
+        cost = len(rows) * width * (1.0 + max(width, SHORT_ROW) / ATTENTION_ROW)
+        if cost < least:
+            best, least = rows, cost
+    return best
+
+
+def _width(n_tokens: Sequence[int], rows: Sequence[Sequence[int]]) -> int:
+    return max((sum(n_tokens[i] for i in row) for row in rows), default=0)
+
+
+def _longest_first(n_tokens: Sequence[int]) -> list[int]:
+    return sorted(range(len(n_tokens)), key=lambda i: (-n_tokens[i], i))
 
 
 class _RowPlan:

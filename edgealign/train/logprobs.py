@@ -56,7 +56,9 @@ from edgealign.train.shortconv import (
 # The tests compare these with plain forward passes.
 VERIFIED = ("lfm2", "lfm2_moe", "lfm3", "llama", "qwen3", "gemma3_text")
 LAYOUT_TOLERANCE_NATS = 0.05  # bfloat16 weights differ by up to about 0.02
-CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB of float32 (256 positions of a 65,536-token vocabulary)
+CHUNK_LOGITS = 2**20  # logits held at once: 4 MiB of float32, which stay in a core's cache from one pass to the next
+KEPT_LOGITS = 2**24  # what full training may keep of them for backward, 32 MiB in bfloat16; beyond, they are made again
+CHUNK_ROWS = 256  # but no fewer positions than this: below, a product with a large vocabulary's matrix is slow
 
 
 def sequence_logprobs(model: nn.Module, batch: Batch) -> Scores:
@@ -74,13 +76,18 @@ def token_logprobs(model: nn.Module, batch: Batch, *, chunk: int | None = None) 
     hidden = hidden_states(model, batch)  # (B, T, D)
     picked = hidden.flatten(0, 1).index_select(0, batch.source)  # (N, D)
     weight, bias = output_projection(model)
-    rows = chunk or max(1, CHUNK_LOGITS // weight.shape[0])
+    rows = chunk or chunk_rows(weight.shape[0])
     if batch.candidates is not None:
         return gather_logprobs(picked, weight, bias, torch.cat([batch.target[:, None], batch.candidates], 1), rows)
     out: Tensor = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
-        picked, weight, bias, batch.target, rows
+        picked, weight, bias, batch.target, rows, torch.is_grad_enabled()
     )
     return out
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Positions whose logits are held at once."""
+    return max(CHUNK_ROWS, CHUNK_LOGITS // vocabulary)
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
@@ -188,57 +195,73 @@ def _attention_mask(core: Any, batch: Batch) -> Any:
 class _ChunkedLogProb(torch.autograd.Function):
     """log softmax(h W^T + b)[target], holding the logits of one chunk of positions at a time.
 
-    The gradient with respect to a hidden state is the upstream gradient times W^T (onehot - softmax), and that
-    vector does not depend on the upstream gradient: it is made in the forward pass while the logits are there,
-    so a frozen projection (LoRA) costs two products with W instead of three. Where W itself learns, its
-    gradient needs the upstream values first, and the logits are computed again in backward.
+    With G = onehot - softmax (N, V) and the upstream gradient g (N,), dh = g (G W) and dW = G^T (g h). Neither G W nor
+    G depends on g, so what backward needs is made in the forward pass while the logits are there: G W where W is
+    frozen (LoRA), G itself where W learns and G is small, and else nothing: the logits are computed again, a chunk at
+    a time.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int) -> Tensor:
-        """hidden (N, D), weight (V, D), bias (V,) or None, target (N,) -> (N,) float32"""
-        learns_weight = weight.requires_grad or (bias is not None and bias.requires_grad)
-        direction = torch.empty_like(hidden) if hidden.requires_grad and not learns_weight else None
-        out = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-        for start in range(0, hidden.shape[0], chunk):
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int, learns: bool
+    ) -> Tensor:
+        """hidden (N, D), weight (V, D), bias (V,) or None, target (N,) -> (N,) float32; `learns`: backward will come"""
+        learns_weight = learns and (weight.requires_grad or (bias is not None and bias.requires_grad))
+        ctx.device = hidden.device.type
+        ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
+        ctx.product = ctx.autocast[1] if ctx.autocast[0] else weight.dtype
+        n, vocabulary = hidden.shape[0], weight.shape[0]
+        direction = torch.empty_like(hidden) if learns and hidden.requires_grad and not learns_weight else None
+        small = learns_weight and n * vocabulary <= KEPT_LOGITS
+        kept = hidden.new_empty(n, vocabulary, dtype=ctx.product) if small else None
+        out = hidden.new_empty(n, dtype=torch.float32)
+        for start in range(0, n, chunk):
             part = slice(start, start + chunk)
             logp = _log_softmax(hidden[part], weight, bias)
             out[part] = logp.gather(1, target[part, None]).squeeze(1)
             if direction is not None:
                 direction[part] = _onehot_minus_softmax(logp, target[part]).to(weight.dtype) @ weight
-        ctx.chunk, ctx.device = chunk, hidden.device.type
-        ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
-        ctx.hidden_learns, ctx.learns_weight = hidden.requires_grad, learns_weight
+            elif kept is not None:
+                kept[part] = _onehot_minus_softmax(logp, target[part])
+        ctx.chunk, ctx.hidden_learns, ctx.learns_weight = chunk, hidden.requires_grad, learns_weight
         if learns_weight:
-            ctx.save_for_backward(hidden, weight, bias, target)
+            ctx.save_for_backward(hidden, weight, bias, target, kept)
         elif direction is not None:
             ctx.save_for_backward(direction)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         (grad,) = grads  # (N,)
         if not ctx.learns_weight:
             if not ctx.hidden_learns:
-                return None, None, None, None, None
+                return None, None, None, None, None, None
             (direction,) = ctx.saved_tensors
-            return direction * grad[:, None].to(direction.dtype), None, None, None, None
-        hidden, weight, bias, target = ctx.saved_tensors
+            return direction * grad[:, None].to(direction.dtype), None, None, None, None, None
+        hidden, weight, bias, target, kept = ctx.saved_tensors
+        scaled = (hidden * grad[:, None]).to(ctx.product)  # (N, D) is less to multiply than (N, V)
         grad_hidden = torch.empty_like(hidden) if ctx.hidden_learns else None
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = torch.zeros_like(bias) if bias is not None else None
+        grad_weight = grad_bias = None
         enabled, dtype = ctx.autocast
         with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):  # the same logits as in forward
-            for start in range(0, hidden.shape[0], ctx.chunk):
-                part = slice(start, start + ctx.chunk)
-                logp = _log_softmax(hidden[part], weight, bias)
-                grad_logits = (_onehot_minus_softmax(logp, target[part]) * grad[part, None]).to(weight.dtype)
+            rows = ctx.chunk if kept is None else max(len(hidden), 1)
+            for start in range(0, len(hidden), rows):
+                part = slice(start, start + rows)
+                if kept is None:
+                    logp = _log_softmax(hidden[part], weight, bias)
+                    wide = _onehot_minus_softmax(logp, target[part]).to(ctx.product)
+                else:
+                    wide = kept
                 if grad_hidden is not None:
-                    grad_hidden[part] = grad_logits @ weight
-                grad_weight += grad_logits.t() @ hidden[part].to(weight.dtype)
-                if grad_bias is not None:
-                    grad_bias += grad_logits.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None
+                    grad_hidden[part] = (wide @ weight) * grad[part, None]
+                grad_weight = _plus(grad_weight, wide.t() @ scaled[part], weight.dtype)
+                if bias is not None:
+                    grad_bias = _plus(grad_bias, grad[part].to(ctx.product) @ wide, bias.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _plus(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
+    return part.to(dtype) if total is None else total.add_(part)
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgealign.artifact import Artifact, Check, Draft, open_artifact, open_model, publish, refuse_existing
-from edgealign.errors import CheckFailed, InputError
+from edgealign.errors import CheckFailed, InputError, UsageError
 from edgealign.progress import say
 from edgealign.train.merge_family import Family, first_difference, open_family, stored_dtype, tensor_shapes
 from edgealign.train.merge_recipe import MergeRecipe
@@ -40,15 +40,18 @@ def run(
     base: Path | str | None = None,
     data: Sequence[str] = (),
     adapter: Path | None = None,
+    judge: str | None = None,
 ) -> Artifact:
     """Merge and publish a model at `out`.
 
     Args:
-        models: one model with `adapter`; otherwise the models to merge.
+        models: one model with `adapter`; otherwise the models to merge, or one model to scale against `base`.
         base: what the models were trained from; task arithmetic and its relatives need it.
         data: held-out pairs or conversations, for `search`.
+        judge: what `judges.judge.open_judge` reads, for `search` with `select` judge.
 
     Raises:
+        UsageError: a judge without a search that asks it, or none where one is asked.
         InputError: models that do not belong together, an adapter of another model, a base that is missing.
         CheckFailed: the merged model does not compute what it should.
     """
@@ -62,7 +65,9 @@ def run(
     if recipe.search:
         from edgealign.train.merge_search import run_search
 
-        return run_search(recipe, family, data, out)
+        return run_search(recipe, family, data, out, judge=judge)
+    if judge is not None or recipe.select == "judge":
+        raise UsageError("a judge", "chooses between candidates", "add --search")
     return _merge_models(recipe, family, out)
 
 
@@ -129,7 +134,7 @@ def _merge_models(recipe: MergeRecipe, family: Family, out: Path) -> Artifact:
     ) as draft:
         draft.add_check(merge_into(draft.dir, merge, family, dtype=dtype, seed=recipe.seed))
         draft.meta.update({"merge": merge.name, "dtype": dtype})
-    say(f"{out}: {merge.name} of {count} models")
+    say(f"{out}: {merge.name} of {count} model{'s' if count > 1 else ''}")
     return open_artifact(out)
 
 

@@ -46,14 +46,15 @@ def open_family(models: Sequence[Path | str], base: Path | str | None) -> Family
     """Open the models and prove that they belong together.
 
     Raises:
-        InputError: fewer than two, the same one twice, another architecture, tokenizer, template or base.
+        InputError: fewer than two (one with a base), the same one twice, another architecture, tokenizer or base.
     """
     from edgealign.data.encode import template_hash
     from edgealign.models.load import check_model, load_tokenizer
 
-    if len(models) < 2:
+    if len(models) < (2 if base is None else 1):
         raise InputError(
-            f"{len(models)} model", "merging takes two or more", "give --model again, or --adapter to merge a LoRA"
+            f"{len(models)} model", "merging takes two or more, or one and its --base to scale what it learned",
+            "give --model again, or --adapter to merge a LoRA",
         )
     opened = [open_model(path) for path in models]
     digests = [model.digest for model in opened]

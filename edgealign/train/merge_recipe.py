@@ -47,13 +47,17 @@ class MergeRecipe:
         (0.3, 0.5, 0.7), ge=0.0, le=1.0, help="second model's shares that --search tries for linear and slerp of two"
     )
     search_scales: tuple[float, ...] = option(
-        (0.5, 1.0), gt=0.0, help="scales that --search tries for task_arithmetic"
+        (0.5, 1.0), gt=0.0, source="above 1: extrapolation, arXiv 2410.06293",
+        help="scales that --search tries for task_arithmetic; of one model and its base, above 1 goes on past it",
     )
     select: str = option(
         "loss",
-        choices=("loss", "accuracy"),
-        help="what decides: held-out loss, or ranking accuracy (pairs only; the loss breaks ties)",
+        choices=("loss", "accuracy", "judge"),
+        help="what decides: held-out loss, ranking accuracy (pairs only), or --judge's mean number on greedy answers "
+        "to the rows' prompts; the loss breaks ties",
         source="accuracy moves in steps of 1/rows: too coarse for a small held-out file",
     )
     max_rows: int = option(256, ge=1, unit="rows", help="evaluate on at most so many rows of the data")
+    judge_prompts: int = option(64, ge=2, unit="prompts", help="prompts to answer for the judge, at most")
+    max_new_tokens: int = option(96, ge=8, unit="tokens", help="longest of these answers")
     max_tokens: int = option(1024, ge=16, unit="tokens", help="longer rows are cut, like in training")

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgealign.artifact import Artifact, Check, hash_json, open_artifact, publish, workdir
 from edgealign.errors import CheckFailed, InputError, RecipeError, writing
@@ -20,20 +20,24 @@ from edgealign.progress import say, track
 from edgealign.train.layout import Tree, document, pair
 from edgealign.train.merge import licences_of, merge_into, publish_files
 from edgealign.train.merge_family import Family, stored_dtype
+from edgealign.train.merge_judge import Bench, seat
 from edgealign.train.merge_recipe import MergeRecipe
 from edgealign.train.mergekit_merge import NATIVE, NEEDS_BASE, NOT_IN_MERGEKIT, SPARSE, Merge
 
 TABLE, PICTURE = "candidates.json", "candidates.png"
+Yardstick: TypeAlias = tuple[list[Tree], bool, Bench | None]  # held-out rows, whether they are pairs, a judge
 
 
 @dataclass(frozen=True)
 class Score:
-    """A candidate on the held-out rows: `loss` is lower for better, `accuracy` is None for conversations."""
+    """A candidate on the held-out rows: `loss` is lower for better, `accuracy` is None for conversations, `grade` a
+    judge's mean number where one decides."""
 
     name: str
     loss: float
     accuracy: float | None
     rows: int
+    grade: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,23 @@ class Candidate:
     path: Path | None
 
 
-def run_search(recipe: MergeRecipe, family: Family, data: Sequence[str], out: Path) -> Artifact:
+def run_search(
+    recipe: MergeRecipe, family: Family, data: Sequence[str], out: Path, *, judge: str | None = None
+) -> Artifact:
     """Score all candidates on `data` and publish the best one at `out`.
 
     Raises:
         InputError: no held-out rows, or rows of a form that cannot be scored.
         RecipeError: ranking accuracy is asked for, and the rows are no pairs.
+        UsageError: as `merge_judge.seat`.
     """
-    trees, ranked, digests = read_held_out(recipe, family, data)
+    trees, ranked, digests, rows = read_held_out(recipe, family, data)
+    bench = seat(recipe, judge, rows)
     candidates = list(propose(recipe, family))
     work = workdir(out, hash_json([dataclasses.asdict(recipe), [entry.digest for entry in family.inputs], digests]))
     try:
         with writing(out):
-            scores, best = _score_all(recipe, family, candidates, trees, ranked, work)
+            scores, best = _score_all(recipe, family, candidates, (trees, ranked, bench), work)
         winner = candidates[best]
         kept = work / "best" if winner.merge is not None else winner.path
         assert kept is not None
@@ -66,14 +74,20 @@ def run_search(recipe: MergeRecipe, family: Family, data: Sequence[str], out: Pa
             template_hash=family.template_hash, licences=licences_of(family.models),
         ) as draft:
             publish_files(draft, kept, move=winner.merge is not None)
-            table = {"best": winner.name, "select": recipe.select, "data": digests, "candidates": _rows(scores)}
+            table: dict[str, Any] = {
+                "best": winner.name, "select": recipe.select, "data": digests, "candidates": _rows(scores)
+            }
             (draft.dir / TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
             draw(scores, best, draft.dir / PICTURE)
+            table |= {"judge": bench.judge.name} if bench else {}
             draft.meta.update({"merge": winner.name, **table})
             draft.add_check(_best_check(recipe, scores, best))
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    say(f"{out}: the best of {len(scores)} candidates is {winner.name} (loss {scores[best].loss:.4f})")
+        if bench:
+            bench.judge.close()
+    graded = f", the judge's mean number {scores[best].grade:.4g}" if bench else ""
+    say(f"{out}: the best of {len(scores)} candidates is {winner.name} (loss {scores[best].loss:.4f}{graded})")
     return open_artifact(out)
 
 
@@ -98,8 +112,8 @@ def propose(recipe: MergeRecipe, family: Family) -> Iterator[Candidate]:
 
 def read_held_out(
     recipe: MergeRecipe, family: Family, data: Sequence[str]
-) -> tuple[list[Tree], bool, list[str]]:
-    """The held-out rows as trees, whether they are pairs, and the digests of their files."""
+) -> tuple[list[Tree], bool, list[str], list[Any]]:
+    """The held-out rows as trees, whether they are pairs, the digests of their files, and the rows."""
     from edgealign.data.encode import encode_conversations, encode_pairs
     from edgealign.data.read import read_all
     from edgealign.models.load import load_tokenizer
@@ -128,7 +142,7 @@ def read_held_out(
         say(f"{len(refused)} held-out rows cannot be used, the first: {refused[0][1]}")
     if not trees:
         raise InputError(", ".join(data), "leaves no row to choose by", "give longer rows or a larger --max-tokens")
-    return trees, ranked, [source.digest for source in loaded]
+    return trees, ranked, [source.digest for source in loaded], rows
 
 
 def draw(scores: Sequence[Score], best: int, file: Path) -> None:
@@ -139,7 +153,7 @@ def draw(scores: Sequence[Score], best: int, file: Path) -> None:
 
 
 def _score_all(
-    recipe: MergeRecipe, family: Family, candidates: Sequence[Candidate], trees: list[Tree], ranked: bool, work: Path
+    recipe: MergeRecipe, family: Family, candidates: Sequence[Candidate], by: Yardstick, work: Path
 ) -> tuple[list[Score], int]:
     """Every candidate's score and the index of the best; the best one's files stay in `work / "best"`."""
     dtype = stored_dtype(family.config, recipe.dtype)
@@ -157,7 +171,7 @@ def _score_all(
                 scores.append(Score(candidate.name, float("inf"), None, 0))
                 continue
         assert folder is not None
-        scores.append(_score(candidate.name, folder, trees, ranked))
+        scores.append(_score(candidate.name, folder, *by))
         if i == 0 or _key(recipe)(scores[i]) < _key(recipe)(scores[best]):
             best = i
             shutil.rmtree(work / "best", ignore_errors=True)
@@ -166,7 +180,7 @@ def _score_all(
     return scores, best
 
 
-def _score(name: str, folder: Path, trees: list[Tree], ranked: bool) -> Score:
+def _score(name: str, folder: Path, trees: list[Tree], ranked: bool, bench: Bench | None) -> Score:
     from edgealign.models.load import load_model
     from edgealign.train.held_out import mean_nll, rank_pairs
     from edgealign.train.precision import choose_precision
@@ -174,30 +188,40 @@ def _score(name: str, folder: Path, trees: list[Tree], ranked: bool) -> Score:
 
     model = load_model(folder)
     passes = Passes.of(model, choose_precision("float32", lora=False, n_parameters=0), tokens_per_pass=2048)
+    grade = bench.grade(folder) if bench else None
     if ranked:
         ranking = rank_pairs(model, trees, passes, label=name)
-        return Score(name, ranking.log_loss, ranking.accuracy, len(trees))
-    return Score(name, mean_nll(model, trees, passes, label=name), None, len(trees))
+        return Score(name, ranking.log_loss, ranking.accuracy, len(trees), grade)
+    return Score(name, mean_nll(model, trees, passes, label=name), None, len(trees), grade)
 
 
 def _key(recipe: MergeRecipe) -> Callable[[Score], tuple[float, ...]]:
     """Smaller is better; of two equals the earlier candidate wins, and the inputs come first."""
     if recipe.select == "accuracy":
         return lambda score: (-(score.accuracy or 0.0), score.loss)
+    if recipe.select == "judge":
+        return lambda score: (-score.grade if score.grade is not None else float("inf"), score.loss)
     return lambda score: (score.loss,)
 
 
 def _best_check(recipe: MergeRecipe, scores: Sequence[Score], best: int) -> Check:
-    inputs = [score.loss for score in scores if score.name.startswith("model ")]
+    inputs = [score for score in scores if score.name.startswith("model ")]
+    if recipe.select == "judge":
+        grade, least = scores[best].grade or 0.0, max(score.grade or 0.0 for score in inputs)
+        note = "the judge's mean number of what is published against the best of the merged models"
+        return Check("not worse than its inputs", grade, least, grade >= least, note)
+    loss = min(score.loss for score in inputs)
     note = "held-out loss of what is published against the best of the merged models"
-    passed = recipe.select == "accuracy" or scores[best].loss <= min(inputs)
-    return Check("not worse than its inputs", scores[best].loss, min(inputs), passed, note)
+    passed = recipe.select == "accuracy" or scores[best].loss <= loss
+    return Check("not worse than its inputs", scores[best].loss, loss, passed, note)
 
 
 def _rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
     """JSON has no infinity: a candidate that could not be made has the loss None."""
     return [
-        {"name": s.name, "loss": s.loss if s.rows else None, "accuracy": s.accuracy, "rows": s.rows} for s in scores
+        {"name": s.name, "loss": s.loss if s.rows else None, "accuracy": s.accuracy, "rows": s.rows}
+        | ({} if s.grade is None else {"grade": s.grade})
+        for s in scores
     ]
 
 

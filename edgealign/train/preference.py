@@ -8,15 +8,26 @@ chosen and rejected share is computed once per pair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from edgealign.artifact import Artifact
+from edgealign.artifact import Artifact, open_model
+from edgealign.data.forms import PAIR_NUMBERS
 from edgealign.errors import InputError, UsageError
-from edgealign.objectives.table import Objective, check_beta, find, parse_settings, read_settings
+from edgealign.models.load import load_model, load_tokenizer
+from edgealign.objectives.table import (
+    NUMBER_RANGES,
+    PAIR_FACTS,
+    Objective,
+    check_beta,
+    find,
+    parse_settings,
+    read_settings,
+)
 from edgealign.progress import say
 from edgealign.train import processes
 from edgealign.train.curves import PREFERENCE_PANELS
@@ -25,7 +36,7 @@ from edgealign.train.layout import Tree
 from edgealign.train.recipes import PreferenceRecipe
 from edgealign.train.reference import reference_scores
 from edgealign.train.stage import Base, Plan, run_stage
-from edgealign.train.tasks import PreferenceTask
+from edgealign.train.tasks import PerToken, PreferenceTask
 from edgealign.train.trainer import Fit
 
 ALARM_NATS = 0.5  # per token: the chosen answers' tokens have become exp(-0.5) = 0.6 times as likely
@@ -33,14 +44,23 @@ ALARM_STEPS = 10  # averaged over this many steps, so that one odd batch raises 
 
 
 def run(
-    recipe: PreferenceRecipe, *, model: str | Path, data: Sequence[str], out: Path, valid: Sequence[str] = ()
+    recipe: PreferenceRecipe,
+    *,
+    model: str | Path,
+    data: Sequence[str],
+    out: Path,
+    valid: Sequence[str] = (),
+    second: str | Path | None = None,
 ) -> Artifact:
     """Train `model` on the pairs in `data` and publish the result at `out`.
 
     Args:
         valid: files to evaluate on; none holds back `recipe.valid_fraction` of the prompts in `data`.
+        second: the other model of an objective that reads two: a second reference (mrpo), or the reference where
+            `model` is the iterate to go on from (inpo_nash).
 
     Raises:
+        UsageError: a second model is missing, or not asked for.
         RecipeError: beta is on the scale of another reduction, or a setting cannot be.
         InputError: data or model cannot be used; the objective reads a column that rows lack.
         CheckFailed: the loss stopped being a number.
@@ -50,23 +70,26 @@ def run(
     beta = check_beta(objective, recipe.beta)
     settings = parse_settings(recipe.settings)
     read_settings(objective, settings)
-    if objective.state and processes.count() > 1:
-        reason = "remembers its batches, and each process would remember others"
-        raise UsageError(objective.key, reason, "train it in one process")
+    other = _second_model(objective, second)
     state: dict[str, Tensor] = {}  # one for training and evaluation
     users: dict[str, None] = {}
 
     def make_task(base: Base, trees: Sequence[Tree]) -> PreferenceTask:
-        reference = None
         users.update(dict.fromkeys(str(tree.facts["user"]) for tree in trees if "user" in objective.columns))
-        if objective.needs_reference:
-            reference = reference_scores(
-                base.model, trees, base.passes, model_digest=base.artifact.digest, template_hash=base.template_hash
-            )
-        return PreferenceTask(trees, objective, beta, reference, settings, tuple(users), state)
+        reference = _scores(base, base.artifact, base.model, trees) if objective.needs_reference else None
+        beside = None
+        if other is not None:
+            beside = _scores(base, other, load_beside(base, other), trees)
+            if objective.second_model == "previous":
+                reference, beside = beside, reference
+        return PreferenceTask(
+            trees, objective, beta, reference, settings, tuple(users), state, second=beside
+        )
 
     def load_examples(tokenizer: Any) -> Examples:
-        examples = load_pairs(list(data), tokenizer, recipe, valid=list(valid))
+        examples = load_pairs(
+            list(data), tokenizer, recipe, valid=list(valid), columns=objective.columns, texts=objective.texts
+        )
         _require_facts(objective, [*examples.train, *examples.held_out])
         return examples
 
@@ -78,18 +101,55 @@ def run(
         facts={"objective": objective.key, "beta": beta, "citation": objective.citation,
                "formula": f"{objective.formula} ({objective.confidence})"},
         review=warn_falling_chosen,
+        inputs=[other.as_input("second model")] if other else [],
     )
     return run_stage(plan, recipe, model=model, out=out)
 
 
 def _require_facts(objective: Objective, trees: Sequence[Tree]) -> None:
-    """Rows must say what the objective reads."""
-    for name in objective.columns:
-        missing = sum(tree.facts.get(name) is None for tree in trees)
+    """Rows must say what the objective reads, and numbers must be such as it can use."""
+    for name in (each for each in objective.columns if each in PAIR_FACTS):
+        column = {"user": "user_id", "base_reference": "base"}.get(name, name)
+        values = [tree.facts.get(name) for tree in trees]
+        missing = sum(value is None for value in values)
         if missing:
-            column = {"user": "user_id"}.get(name, name)
-            reason = f"is missing in {missing} of {len(trees)} pairs, and {objective.key} reads it"
+            kind = " (or no finite number)" if name in PAIR_NUMBERS else ""
+            reason = f"is missing{kind} in {missing} of {len(trees)} pairs, and {objective.key} reads it"
             raise InputError(column, reason, "add the column, or map it: --map THEIRS=" + column)
+        low, high = NUMBER_RANGES.get(name, (-math.inf, math.inf))
+        wrong = [value for value in values if name in NUMBER_RANGES and not low <= float(value or 0) < high]
+        if wrong:
+            reason = f"{objective.key} takes {name} from {low:g} and below {high:g}; {len(wrong)} pairs have others"
+            raise InputError(f"{name} {float(wrong[0] or 0):g}", reason, "mend the column")
+
+
+def _second_model(objective: Objective, second: str | Path | None) -> Artifact | None:
+    """The second model where the objective reads one."""
+    if objective.second_model is None:
+        if second is not None:
+            raise UsageError("--second", f"{objective.key} compares with one model", "leave it out")
+        return None
+    if second is None:
+        what = "the reference" if objective.second_model == "previous" else "a second reference"
+        raise UsageError(objective.key, "reads the scores of two models", f"give {what}: --second MODEL")
+    return open_model(second)
+
+
+def load_beside(base: Base, other: Artifact) -> Any:
+    """A second model in the arithmetic of the first; both must cut texts into the same tokens.
+
+    Raises:
+        InputError: they do not.
+    """
+    if load_tokenizer(other.path).get_vocab() != base.tokenizer.get_vocab():
+        raise InputError(other.path, "has another vocabulary than --model", "give a model of the same family")
+    return load_model(other.path, dtype=base.passes.precision.weights).to(processes.device())
+
+
+def _scores(base: Base, source: Artifact, model: Any, trees: Sequence[Tree]) -> PerToken:
+    return reference_scores(
+        model, trees, base.passes, model_digest=source.digest, template_hash=base.template_hash
+    )
 
 
 def warn_falling_chosen(result: Fit) -> list[str]:

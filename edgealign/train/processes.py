@@ -4,18 +4,21 @@ A step's loss is already divided by the weight of the whole step, so the sum ove
 one process would have found, whatever the number of processes. Alone, every function here does nothing.
 
     torchrun --nproc-per-node 4 -m edgealign pretrain --model M --data text.jsonl --out N
+    accelerate launch --multi_gpu --num_processes 4 -m edgealign dpo --model M --data pairs.jsonl --out N
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from edgealign.errors import UsageError
 
 T = TypeVar("T")
 
@@ -71,12 +74,54 @@ def add_counts(sums: Counter[str], tokens: int) -> tuple[Counter[str], int]:
     """Summed metrics and tokens of all processes."""
     if count() == 1:
         return sums, tokens
-    gathered: list[Any] = [None] * count()
-    dist.all_gather_object(gathered, (dict(sums), tokens))
+    gathered = gather((dict(sums), tokens))
     total: Counter[str] = Counter()
     for part, _ in gathered:
         total.update(part)
     return total, sum(n for _, n in gathered)
+
+
+def gather(mine: T) -> list[T]:
+    """Every process's object, in the order of their numbers."""
+    if count() == 1:
+        return [mine]
+    begin()
+    gathered: list[Any] = [None] * count()
+    dist.all_gather_object(gathered, mine)
+    return gathered
+
+
+def begin() -> None:
+    """Meet the other processes, if that has not happened yet (the trainer does so when it is made)."""
+    if count() == 1 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def refuse_sharding() -> None:
+    """Weights live whole in every process.
+
+    Raises:
+        UsageError: accelerate is told to shard them. Its wrappers gather weights by a collective in every forward
+            pass, and here processes differ in how many passes they have: they would wait for each other for ever.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+            raise UsageError(
+                f"accelerate's {name}", "shards weights, and a step is shared out by its forward passes here",
+                "start it with torchrun, or accelerate launch --multi_gpu",
+            )
+
+
+def first_then_all(make: Callable[[], T]) -> T:
+    """What `make` gives, called by process 0 and then by the others: so that it may make what they find."""
+    found = make() if rank() == 0 else None
+    if count() > 1:
+        begin()
+        dist.barrier()
+    return make() if found is None else found
 
 
 def wait() -> None:

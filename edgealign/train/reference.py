@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edgealign.progress import say
+from edgealign.train import processes
 from edgealign.train.layout import Tree
 from edgealign.train.scoring import Passes, score
 from edgealign.train.tasks import PerToken
 
-FORMAT = "reference-1"
+FORMAT = "reference-2"
 
 
 def reference_scores(
@@ -37,24 +38,35 @@ def reference_scores(
     file = cache_dir() / f"{cache_key(trees, passes, model_digest, template_hash)}.safetensors"
     found = cached(
         file, {"logprobs": sum(tree.n_learned for tree in trees)},
-        lambda: {"logprobs": score(model, trees, passes, label="reference log-probabilities")},
+        lambda: {"logprobs": score(model, trees, passes, label="reference log-probabilities", shared=True)},
     )
     return PerToken.of(found["logprobs"], trees)
 
 
 def cached(file: Path, sizes: Mapping[str, int], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of these names and sizes from `file`; where it is absent or damaged, computed and stored there."""
-    if file.is_file():
-        try:
-            found: dict[str, Tensor] = load_file(file)
-        except (SafetensorError, OSError):
-            found = {}
-        if {name: values.numel() for name, values in found.items()} == dict(sizes):
-            return found
-        say(f"{file.name} in the {file.parent.name} cache is damaged: computing it again")
-    found = compute()
-    _store(file, found)
+    """Tensors of these names and sizes from `file`; where it is absent or damaged, computed and stored there.
+
+    Of several processes all compute where one lacks them: `compute` may share the work out.
+    """
+    found = _read(file, sizes)
+    if not all(processes.gather(found is not None)):
+        found = compute()
+        _store(file, found)
+    assert found is not None
     return found
+
+
+def _read(file: Path, sizes: Mapping[str, int]) -> dict[str, Tensor] | None:
+    if not file.is_file():
+        return None
+    try:
+        found: dict[str, Tensor] = load_file(file)
+    except (SafetensorError, OSError):
+        found = {}
+    if {name: values.numel() for name, values in found.items()} == dict(sizes):
+        return found
+    say(f"{file.name} in the {file.parent.name} cache is damaged: computing it again")
+    return None
 
 
 def cache_dir(name: str = "reference") -> Path:

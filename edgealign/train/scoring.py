@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from edgealign.progress import track
+from edgealign.train import processes
 from edgealign.train.adapt import lora_without_casts
-from edgealign.train.layout import Batch, Tree, lay_out, split_by_tokens, split_in_rows
+from edgealign.train.layout import Batch, Tree, arrange, lay_out, split_by_tokens, split_in_rows
 from edgealign.train.logprobs import token_logprobs
 from edgealign.train.precision import Precision
 from edgealign.train.rows import Rows
@@ -36,8 +37,10 @@ class Passes:
         """`indices` split so that each group fits a pass."""
         if isinstance(trees, Rows):
             return trees.groups(indices, self.tokens_per_pass)
-        split = split_by_tokens([trees[i].n_tokens for i in indices], self.tokens_per_pass)
-        return [[indices[i] for i in group] for group in split]
+        lengths = [trees[i].n_tokens for i in indices]
+        split = split_by_tokens(lengths, self.tokens_per_pass)
+        ordered = [[group[i] for i in arrange([lengths[j] for j in group])] for group in split]
+        return [[indices[i] for i in group] for group in ordered]
 
     def batch(self, trees: Sequence[Tree] | Rows, group: Sequence[int], device: torch.device | str) -> Batch:
         """The examples of one pass in the order of `group`, as rows that attention is quick on."""
@@ -53,15 +56,21 @@ class Passes:
             return token_logprobs(model, batch)
 
 
-def score(model: nn.Module, trees: Sequence[Tree], passes: Passes, *, label: str = "scoring") -> Tensor:
-    """(sum of n_learned,) float32 on the CPU: log-probabilities in the order of the examples."""
-    parts: list[Tensor] = [torch.empty(0)] * len(trees)
-    for group, batch, logps in _forward_all(model, trees, passes, label):
+def score(
+    model: nn.Module, trees: Sequence[Tree], passes: Passes, *, label: str = "scoring", shared: bool = False
+) -> Tensor:
+    """(sum of n_learned,) float32 on the CPU: log-probabilities in the order of the examples.
+
+    `shared`: all processes of the run call this, and each scores its share.
+    """
+    found: dict[int, Tensor] = {}
+    for group, batch, logps in _forward_all(model, trees, passes, label, shared=shared):
         per_tree = _learned_per_tree(trees, group)
         assert int(batch.lengths.sum()) == sum(per_tree)
-        for i, part in zip(group, torch.split(logps.cpu(), per_tree), strict=True):
-            parts[i] = part
-    return torch.cat([torch.empty(0), *parts])
+        found.update(zip(group, torch.split(logps.cpu(), per_tree), strict=True))
+    if shared:
+        found = {i: part for each in processes.gather(found) for i, part in each.items()}
+    return torch.cat([torch.empty(0), *(found[i] for i in range(len(trees)))])
 
 
 def evaluate(model: nn.Module, task: Task, passes: Passes, *, label: str = "evaluating") -> dict[str, float]:
@@ -76,13 +85,14 @@ def evaluate(model: nn.Module, task: Task, passes: Passes, *, label: str = "eval
 
 
 def _forward_all(
-    model: nn.Module, trees: Sequence[Tree], passes: Passes, label: str
+    model: nn.Module, trees: Sequence[Tree], passes: Passes, label: str, *, shared: bool = False
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
         groups = passes.groups(trees, range(len(trees)))
+        groups = list(processes.share(groups)) if shared else groups
         for group in track(groups, total=len(groups), label=label):
             batch = passes.batch(trees, group, device)
             with torch.no_grad(), tree_rows(model):

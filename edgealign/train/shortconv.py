@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from edgealign.errors import InputError
+from edgealign.train.lora_linear import quick_lora
+from edgealign.train.norms import quick_norms
 
 SHORT_CONVOLUTIONS = ("Lfm2ShortConv", "Lfm2MoeShortConv", "Lfm3ShortConv")
 TAPS = "conv_taps"
@@ -42,7 +44,8 @@ def kernel_width(model: nn.Module) -> int:
 
 @contextmanager
 def tree_rows(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the block, the short convolutions of `model` follow the taps of a `Batch`; restored afterwards.
+    """Within the block, the short convolutions of `model` follow the taps of a `Batch`, and its norms and LoRA layers
+    are quick ones (`norms.py`, `lora_linear.py`); restored afterwards.
 
     Backward must run inside the block too when gradient checkpointing recomputes the forward.
     """
@@ -51,7 +54,8 @@ def tree_rows(model: nn.Module) -> Iterator[nn.Module]:
     for module in modules:
         module.forward = functools.partial(_forward, module, module.forward)
     try:
-        yield model
+        with quick_norms(model), quick_lora(model):
+            yield model
     finally:
         for module in modules:
             del module.forward  # the instance attribute; the class's own forward shows again

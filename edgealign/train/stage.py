@@ -86,6 +86,7 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
     """Train and publish; see the module's text for the order."""
     out = Path(out)
     refuse_existing(out)
+    processes.refuse_sharding()
     if recipe.lora and recipe.qat != "none":
         raise RecipeError("qat", "rounds the weights that a LoRA leaves alone", "choose --qat or --lora")
     source = open_model(model)
@@ -103,7 +104,7 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
                 "threads": threads, "precision": base.passes.precision.name, "torch": torch.__version__,
             }
         )
-        work = workdir(out, key)
+        work = processes.first_then_all(lambda: workdir(out, key))
         started_s = time.monotonic()
         task = plan.make_task(base, examples.train)
         held_out = plan.make_task(base, examples.held_out) if examples.held_out else None

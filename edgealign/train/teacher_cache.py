@@ -33,7 +33,7 @@ from edgealign.progress import bar, say
 from edgealign.train import processes
 from edgealign.train.gather import likeliest
 from edgealign.train.layout import Batch
-from edgealign.train.logprobs import CHUNK_LOGITS, hidden_states, output_projection
+from edgealign.train.logprobs import chunk_rows, hidden_states, output_projection
 from edgealign.train.reference import cache_dir
 from edgealign.train.rows import Rows
 from edgealign.train.scoring import Passes
@@ -121,8 +121,7 @@ def _fill(
                 batch = passes.batch(rows, group, device)
                 with passes.precision.context(device):
                     hidden = hidden_states(teacher, batch).flatten(0, 1).index_select(0, batch.source)
-                    chunk = max(1, CHUNK_LOGITS // weight.shape[0])
-                    logps, ids = likeliest(hidden, weight, bias, k, chunk, n_tokens=vocab_size)
+                    logps, ids = likeliest(hidden, weight, bias, k, chunk_rows(weight.shape[0]), n_tokens=vocab_size)
                 found.append((ids.cpu().numpy().astype(ids_dtype), logps.cpu().numpy().astype(np.float16)))
                 advance(len(group), "")
             arrays = {"ids": np.concatenate([a for a, _ in found]), "logprobs": np.concatenate([b for _, b in found])}

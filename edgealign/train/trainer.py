@@ -39,7 +39,7 @@ from edgealign.train.recipes import PretrainRecipe, TrainRecipe
 from edgealign.train.scoring import Passes, evaluate
 from edgealign.train.shortconv import tree_rows
 from edgealign.train.speed import Speed, wants_compiling
-from edgealign.train.tasks import Task
+from edgealign.train.tasks import Remembers, Task
 
 FEW_STEPS = 50  # fewer optimizer steps than this rarely change a model visibly (lqh warns at the same number)
 Step = list[list[int]]  # examples of one optimizer step, one list per forward pass
@@ -98,10 +98,9 @@ def fit(
     checkpoint = newest_complete(work)
     with bar(total=len(steps), label="training") as advance:
         log = LogCallback(work, advance)
-        state = getattr(task, "state", None)  # of a preference objective that remembers its batches
-        if state is not None:
-            state.clear()
-            state.update(read_state(checkpoint) if checkpoint is not None else {})
+        state = task.state if isinstance(task, Remembers) else None
+        if isinstance(task, Remembers):
+            task.begin(read_state(checkpoint) if checkpoint is not None else {})
         saver = CheckpointCallback(
             work, every_s=recipe.save_every_s, every_steps=recipe.save_every_steps, state=state
         )
@@ -213,6 +212,8 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
                 f"loss {float(total)}", f"stopped being a number at step {self.state.global_step + 1}",
                 "try a lower --learning-rate, or --precision float32",
             )
+        if isinstance(self.task, Remembers):
+            self.task.end_step()
         return total
 
     def compute_loss(

@@ -45,6 +45,22 @@ def test_a_share_of_the_labels_is_flipped_and_the_rest_is_as_it_was(monkeypatch:
     assert all(pair.chosen.startswith("good") for pair in clean)
 
 
+def test_finished_runs_are_kept_for_the_settings_that_they_were_made_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = load("objectives", monkeypatch)
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(program, "material", lambda args: seen.append(("material", args.learning_rate)) or {})
+    monkeypatch.setattr(program, "begin", lambda args, given: (_ for _ in ()).throw(program.InputError("x", "stop")))
+    call = ["--data", str(tmp_path), "--work", str(tmp_path / "w"), "--out", str(tmp_path / "o")]
+    assert program.main([*call, "--learning-rate", "1e-4"]) == 2
+    assert program.main([*call, "--learning-rate", "1e-4", "--seeds", "1"]) == 2
+    assert len(seen) == 2
+    assert program.main([*call, "--learning-rate", "2e-4"]) == 2
+    assert len(seen) == 2
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_claim_is_confirmed_where_every_seed_agrees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     report = load("objectives_report", monkeypatch)
     rows = [run("dpo", 0, 30, 0.6), run("dpo", 1, 30, 0.6), run("ln_dpo", 0, 20, 0.6), run("ln_dpo", 1, 25, 0.6),

@@ -379,3 +379,20 @@ def test_reading_jsonl_loads_nothing_heavy() -> None:
     code = f"import sys, edgealign.data.read; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_objectives_read_beside_a_pair_is_kept_and_foreign_columns_of_that_name_are_not(
+    write_jsonl: WriteJsonl,
+) -> None:
+    own = {"epsilon": 0.2, "score": 3, "gold": "Yellow.", "rejected_prompt": "And then?"}
+    odd = {"epsilon": "high", "score": {"a": 1}, "gold": " ", "advantage": True}
+    (file_rows,) = (read(write_jsonl([PAIR | own, PAIR | odd])).rows,)
+    kept, bare = file_rows
+    assert isinstance(kept, Pair)
+    assert kept.facts == {"epsilon": 0.2, "score": 3.0, "gold": "Yellow.", "rejected_prompt": "And then?"}
+    assert isinstance(bare, Pair)
+    assert bare.facts == {}
+    (ranked,) = read(write_jsonl([PAIR | {"grades": [2, 0, 1], "others": ["Some."], "score": 1}])).rows
+    assert isinstance(ranked, Pair)
+    assert ranked.facts == {"score": 1.0, "grades": (2.0, 0.0, 1.0), "others": ("Some.",)}
+    assert read(write_jsonl([to_json(kept), to_json(ranked)])).rows == (kept, ranked)

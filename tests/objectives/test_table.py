@@ -129,15 +129,15 @@ def test_numbers_that_cannot_be_are_refused(key, given, words):
 
 
 def test_a_recipe_can_name_what_rows_of_pairs_are_enough_for():
-    assert {"ln_dpo", "dpo", "simpo", "ada_dpo", "ln_apo_zero", "lfm2", "modpo", "lcpo_latent"} <= set(trainable())
-    assert not {"kto", "lipo_lambda", "mrpo", "tpo_triple"} & set(trainable())
+    assert {"ln_dpo", "simpo", "modpo", "lcpo_latent", "tpo_triple", "mrpo", "lipo_lambda"} <= set(trainable())
+    assert not {"kto", "rpo_relative", "sparse_po", "rrpo", "hypo_online_kl"} & set(trainable())
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("rpo", "is the short name of 4 methods; say rpo_regularized"), ("lndpo", r"did you mean ln_dpo\?"),
-        ("tpo_triple", "reads gold, which rows of pairs do not hold"), ("lipo_lambda", "reads lists of graded answers"),
+        ("kto", "reads kl, which rows of pairs do not hold"), ("rrpo", "reads spans, token_kl, which rows of pairs"),
     ],
 )  # fmt: skip
 def test_a_recipe_takes_aliases_and_says_what_is_wrong_with_a_name(name, words):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from edgealign.train.layout import (
     NO_PARENT,
     Segment,
     Tree,
+    arrange,
     branches,
     document,
     lay_out,
@@ -143,20 +145,40 @@ def test_groups_hold_every_example_once_and_keep_to_the_budget(lengths, budget):
         assert sum(lengths[i] for i in group) <= budget or len(group) == 1
 
 
+def test_groups_are_as_few_as_the_budget_allows_and_evenly_filled():
+    assert [len(group) for group in split_by_tokens([280] * 8, 2048)] == [4, 4]
+    assert split_by_tokens([6, 5, 4, 3], 9) == [[0, 3], [1, 2]]
+    assert split_by_tokens([7, 5, 5, 3], 10) == [[0, 3], [1, 2]]
+    assert sorted(map(sorted, split_by_tokens([6, 6, 4, 4, 4], 12))) == [[0, 1], [2, 3, 4]]  # even would not fit
+
+
 @pytest.mark.parametrize(
     ("lengths", "rows"),
     [
         ([280] * 4, [[0], [1], [2], [3]]),  # equal lengths need no padding
         ([500, 300, 190], [[0], [1, 2]]),
         ([500, 300, 50], [[0, 1, 2]]),  # two rows would pad 150 of 850
-        ([700, 690, 60], [[0, 1, 2]]),
+        ([700, 690, 60], [[0], [1, 2]]),
         ([900], [[0]]),
         ([10, 10, 10], [[0, 1, 2]]),
         ([], []),
     ],
 )
 def test_rows_are_short_unless_that_takes_much_padding(lengths, rows):
-    assert split_in_rows(lengths, row_tokens=512) == rows
+    assert split_in_rows(lengths) == rows
+
+
+def test_arranged_examples_of_all_lengths_make_short_rows_with_little_padding():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = rng.integers(40, 500, 8).tolist()
+        arranged = [lengths[i] for i in arrange(lengths)]
+        assert sorted(arranged) == sorted(lengths)
+        rows = split_in_rows(arranged)
+        assert [i for row in rows for i in row] == list(range(len(arranged)))
+        width = max(sum(arranged[i] for i in row) for row in rows)
+        assert len(rows) * width <= 1.1 * sum(lengths)
+        assert width < 0.7 * sum(lengths)
 
 
 def test_moving_a_batch_moves_every_tensor():
