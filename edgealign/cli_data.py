@@ -1,4 +1,4 @@
-"""`edgealign data check | synth | prepare | reading | styles | answers`: look at training data, and make it."""
+"""`edgealign data check | synth | users | shots | prepare | reading | styles | answers`: look at training data, and make it."""
 
 from __future__ import annotations
 
@@ -55,6 +55,38 @@ def synth(
 ) -> None:
     """Write the generated practice data: conversations, pairs and three users with planted tastes."""
     cli_options.run_stage("synth", overrides, config, dry_run, json, out=out)
+
+
+@app.command("users")
+@takes_recipe("users")
+def users(
+    *,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Write many generated people's choices: tastes planted by a random map, and new people to try them on."""
+    cli_options.run_stage("users", overrides, config, dry_run, json, out=out)
+
+
+@app.command("shots")
+@takes_recipe("shots")
+def shots(
+    source: Annotated[list[str], typer.Argument(help="pairs of many people, with user_id")],
+    *,
+    model: ModelOption,
+    out: OutOption,
+    map: MapOption = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Make pairs whose prompt begins with other choices of the same person (FSPO), for sft and dpo."""
+    overrides |= {"map": ",".join(map)} if map else {}
+    cli_options.run_stage("shots", overrides, config, dry_run, json, model=model, data=source, out=out)
 
 
 @app.command("prepare")

@@ -22,6 +22,8 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "synth": Stage("dataset", "write the generated practice data: texts, pairs, three users' choices"),
+    "users": Stage("dataset", "write many people's choices with planted tastes, and new people to try them on"),
+    "shots": Stage("dataset", "pairs whose prompt begins with other choices of the same person (FSPO)"),
     "prepare": Stage("dataset", "collect, filter and split rows of any readable form"),
     "reading": Stage("dataset", "questions about short passages, asked by rule and answered in their own words"),
     "styles": Stage("dataset", "answers in a style that a system turn asks for, made by rule from real ones"),
@@ -37,6 +39,7 @@ STAGES: dict[str, Stage] = {
     "pairs_revise": Stage("dataset", "chosen answers minimally revised by a stronger model (CLAIR)"),
     "merge": Stage("model", "merge models of one base, or an adapter into its base"),
     "personalize": Stage("adapter", "fit one user's adapter from a few choices"),
+    "personalize_fspo": Stage("adapter", "one user's choices as the beginning of every prompt, no weights"),
     "export": Stage("bundle", "convert model and adapters for a runtime, verified before it is published"),
     "verify": Stage("report", "the parity gate again: bundle against the torch reference"),
     "bench": Stage("report", "one table: prefill, decode, first token, load, swap, memory, size, KL, bandwidth"),
@@ -51,6 +54,8 @@ RECIPES = Registry(
     "stage",
     {
         "synth": "edgealign.data.recipes:SynthRecipe",
+        "users": "edgealign.data.recipes:UsersRecipe",
+        "shots": "edgealign.personalize.fspo_recipes:ShotsRecipe",
         "prepare": "edgealign.data.recipes:PrepareRecipe",
         "reading": "edgealign.data.recipes:ReadingRecipe",
         "styles": "edgealign.data.recipes:StylesRecipe",
@@ -66,6 +71,7 @@ RECIPES = Registry(
         "pairs_revise": "edgealign.judges.recipes:ReviseRecipe",
         "merge": "edgealign.train.merge_recipe:MergeRecipe",
         "personalize": "edgealign.personalize.recipes:LoraRecipe",
+        "personalize_fspo": "edgealign.personalize.fspo_recipes:FspoRecipe",
         "export": "edgealign.export_recipes:ExportRecipe",
         "verify": "edgealign.parity_recipes:VerifyRecipe",
         "bench": "edgealign.bench.recipes:BenchRecipe",
@@ -81,6 +87,8 @@ RUNNERS = Registry(
     "stage",
     {
         "synth": "edgealign.data.synthetic:run",
+        "users": "edgealign.data.users:run",
+        "shots": "edgealign.personalize.shot_data:run",
         "prepare": "edgealign.data.prepare:run",
         "reading": "edgealign.data.reading:run",
         "styles": "edgealign.data.restyle:run",
@@ -96,6 +104,7 @@ RUNNERS = Registry(
         "pairs_revise": "edgealign.judges.revise:run",
         "merge": "edgealign.train.merge:run",
         "personalize": "edgealign.personalize.lora:run",
+        "personalize_fspo": "edgealign.personalize.fspo:run",
         "export": "edgealign.targets:run",
         "verify": "edgealign.parity:run",
         "bench": "edgealign.bench.run:run",
