@@ -1,4 +1,4 @@
-"""`edgealign data check | synth | users | shots | prepare | reading | styles | answers`: look at training data, and make it."""
+"""`edgealign data check | synth | users | shots | prepare | reading | styles | answers`: look at data, and make it."""
 
 from __future__ import annotations
 

@@ -90,6 +90,8 @@ def run(recipe: ShotsRecipe, *, model: str | Path, data: Sequence[str | Path], o
             parts["valid" if person in unseen else "train"].append(made)
     if not parts["train"]:
         raise InputError(loaded[0].source, f"no choice fits {recipe.max_tokens} tokens", "raise --max-tokens")
+    for name, rows in parts.items():  # so that the first rows (--limit) are not the first people's
+        random.Random(f"{recipe.seed}/{name}").shuffle(rows)
     inputs, licences = provenance(loaded, len(loaded))
     with publish(
         out, kind="dataset", format="jsonl", stage="shots", recipe=recipe, licences=licences,
@@ -123,7 +125,8 @@ def by_person(rows: Sequence[Pair], source: str | Path, counts: Counter[str]) ->
     for row in rows:
         if row.user_id is None:
             nobodys = sum(row.user_id is None for row in rows)
-            raise InputError(source, f"{nobodys} of {len(rows)} rows have no user_id", "name it with: --map THEIRS=user_id")
+            reason = f"{nobodys} of {len(rows)} rows have no user_id"
+            raise InputError(source, reason, "name it with: --map THEIRS=user_id")
         found.setdefault(row.user_id, []).append(row)
     for person, own in found.items():
         found[person], repeated, overridden = drop_repetitions(own)
@@ -133,7 +136,7 @@ def by_person(rows: Sequence[Pair], source: str | Path, counts: Counter[str]) ->
 
 
 def held_out_people(people: Mapping[str, object], share: float, seed: int) -> set[str]:
-    """Who is kept for validation, by a hash of the name: more people move nobody to the other side more than they must."""
+    """Who is kept for validation, by a hash of the name, so that more people move hardly anybody to the other side."""
     wanted = min(round(share * len(people)), len(people) - 1)
     return set(sorted(people, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).hexdigest())[:wanted])
 

@@ -30,8 +30,7 @@ KEPT_ADAPTERS = 16
 
 
 class TorchSession:
-    """One model and its cache; ``prefill`` and ``step`` continue it, ``score`` ignores and empties it, ``snapshot`` keeps
-    it as bytes."""
+    """One model and its cache; ``prefill`` and ``step`` continue it, ``score`` empties it, ``snapshot`` keeps it."""
 
     def __init__(self, path: Path, *, threads: int | None = None, dtype: str = "float32") -> None:
         import torch

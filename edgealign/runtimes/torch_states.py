@@ -44,7 +44,6 @@ def load_cache(data: bytes, config: Any) -> Any:
     Raises:
         InputError: the tensors are not those of such a cache.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
     from transformers import DynamicCache
@@ -56,7 +55,7 @@ def load_cache(data: bytes, config: Any) -> Any:
             _fill(layer, {name.partition(".")[2]: value for name, value in tensors.items() if _layer(name) == number})
         if {_layer(name) for name in tensors} - set(range(len(cache.layers))):
             raise ValueError("more layers than the model has")
-    except (SafetensorError, KeyError, ValueError, AttributeError, RuntimeError, TypeError, torch.OutOfMemoryError) as error:
+    except (SafetensorError, KeyError, ValueError, AttributeError, RuntimeError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0][:120] or type(error).__name__
         raise InputError("state", f"does not fit this model ({reason})", FIX) from error
     return cache

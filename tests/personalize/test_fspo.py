@@ -23,8 +23,8 @@ from edgealign.personalize.fspo import enter, open_shots
 from edgealign.personalize.fspo_recipes import FspoRecipe, ShotsRecipe
 from edgealign.personalize.shots import digest_ids, with_shots
 from edgealign.runtimes.generate import generate
-from edgealign.runtimes.session import Session
 from edgealign.runtimes.scripted import ScriptedSession
+from edgealign.runtimes.session import Session
 from edgealign.runtimes.torch_session import TorchSession
 from edgealign.train import preference
 from edgealign.train.recipes import PreferenceRecipe
@@ -57,8 +57,8 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = ShotsRecipe(shots=(1, 2, 3), reshuffles=4, max_tokens=400)
     made = shot_data.run(recipe, model=tiny_model, data=[write(rows, folder / "pairs.jsonl")], out=folder / "shots")
     learn = PreferenceRecipe(
-        objective="ln_dpo", beta=2.0, learning_rate=3e-3, epochs=2, batch_size=16, max_tokens=400, threads=1, valid_fraction=0.0,
-    )  # fmt: skip
+        objective="ln_dpo", beta=2.0, learning_rate=3e-3, epochs=2, batch_size=16, max_tokens=400, threads=1,
+    )
     preference.run(
         learn, model=tiny_model, data=[str(made.path / "train.jsonl")], valid=[str(made.path / "valid.jsonl")],
         out=folder / "model",
@@ -118,7 +118,7 @@ def test_a_user_is_published_as_their_choices_and_no_weights(
     assert (*shots.prefix(tok), *shots.rest(tok, ASKED)) == encode_prompt(tok, with_shots(ASKED, shots.shots))
 
 
-def test_the_newest_fitted_choices_are_published_and_no_held_out_one(publish: Callable[..., Any], trained: Path) -> None:
+def test_the_newest_fitted_choices_are_published_and_none_held_out(publish: Callable[..., Any], trained: Path) -> None:
     from edgealign.personalize.choices import split
 
     rows = likes(True, 12, "ana", random.Random(1))
@@ -158,7 +158,9 @@ def test_few_choices_and_a_taken_place_are_one_line(publish: Callable[..., Any],
         publish(likes(True, 12, "ana", random.Random(1)))
 
 
-def test_shots_belong_to_one_model(publish: Callable[..., Any], trained: Path, tiny_model: Path, tiny_lora: Any) -> None:
+def test_shots_belong_to_one_model(
+    publish: Callable[..., Any], trained: Path, tiny_model: Path, tiny_lora: Any
+) -> None:
     made = publish(likes(True, 12, "ana", random.Random(1)))
     with pytest.raises(InputError, match=r"was checked on the model [0-9a-f]{12}, this is [0-9a-f]{12}"):
         open_shots(made.path, tiny_model)

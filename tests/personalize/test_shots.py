@@ -95,7 +95,8 @@ def test_shots_stand_in_the_system_turn_in_order_and_no_shots_change_nothing(pla
 
 def test_a_conversation_as_a_question_keeps_its_turns_apart() -> None:
     prompt = (Message("user", "hi"), Message("assistant", "hello"), Message("user", "why?"))
-    assert write_shot(Pair(prompt, "a", "b")).startswith("Question: user: hi\nassistant: hello\nuser: why?\nPreferred: a")
+    wanted = "Question: user: hi\nassistant: hello\nuser: why?\nPreferred: a\nNot preferred: b"
+    assert write_shot(Pair(prompt, "a", "b")) == wanted
 
 
 def test_both_sides_of_a_pair_share_every_token_of_the_prompt(tokenizer: Any, planted: Any) -> None:
@@ -204,7 +205,8 @@ def test_a_description_opens_both_answers_and_says_what_was_chosen(make: Make, p
             continue
         words, _, answer = row.chosen.partition("\n\n")
         assert row.rejected.startswith(f"{words}\n\n")
-        assert ("short" in words, "long" in words) == ((True, False) if int(str(row.user_id)[1:]) % 2 == 0 else (False, True))
+        likes_long = int(str(row.user_id)[1:]) % 2 == 1
+        assert ("short" in words, "long" in words) == (not likes_long, likes_long)
         assert without_description(row.chosen) == answer
 
 

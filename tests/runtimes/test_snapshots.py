@@ -173,7 +173,7 @@ def test_bytes_with_a_right_digest_that_are_no_cache_are_refused(make: Any) -> N
     session = make()
     session.prefill(PREFIX)
     for content in (b"", b"\0" * 8, b"\xff" * 64, b'{"a": 1}'):
-        with pytest.raises(InputError, match="^state: "):
+        with pytest.raises(InputError, match=r"^state: "):
             session.restore(forge(session.snapshot(), content=content))
         session.reset()
         session.prefill(PREFIX)
