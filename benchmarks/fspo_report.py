@@ -85,8 +85,8 @@ def render(result: Mapping[str, Any]) -> str:
     users = facts["users"]
     lines = [
         f"{facts['people']} new people with planted tastes ({'signed' if users['signed'] else 'all of one sign'}, "
-        f"alpha {users['alpha']:g}), {facts['asked']} unseen questions each for ranking, {facts['prompts']} for answers. "
-        "Mean over people with the 95 % bootstrap interval.",
+        f"alpha {users['alpha']:g}), {facts['asked']} unseen questions each for ranking, {facts['prompts']} for "
+        "answers. Mean over people with the 95 % bootstrap interval.",
     ]
     for measure, words in MEASURES.items():
         rows = [arm for arm in result["curves"] if measure in result["curves"][arm].get(f"{ks[0]} own", {})]

@@ -78,14 +78,12 @@ def shots(
     *,
     model: ModelOption,
     out: OutOption,
-    map: MapOption = None,
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     overrides: Overrides,
 ) -> None:
     """Make pairs whose prompt begins with other choices of the same person (FSPO), for sft and dpo."""
-    overrides |= {"map": ",".join(map)} if map else {}
     cli_options.run_stage("shots", overrides, config, dry_run, json, model=model, data=source, out=out)
 
 
