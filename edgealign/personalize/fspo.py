@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgealign.artifact import Artifact, open_artifact, open_model, publish, refuse_existing
 from edgealign.data.forms import Message, Pair, to_json
-from edgealign.errors import ArtifactError, CheckFailed, InputError, writing
+from edgealign.errors import ArtifactError, CheckFailed, InputError, UsageError, writing
 from edgealign.personalize.adapter import open_adapter
 from edgealign.personalize.choices import load_choices
 from edgealign.personalize.fspo_recipes import FspoRecipe
@@ -192,8 +192,9 @@ def enter(session: Session, prefix: Sequence[int], *, states: Path) -> str:
     from edgealign.runtimes.session import Snapshots
 
     session.reset()
+    again = f"{len(prefix)} tokens are fed again every time"
     if not isinstance(session, Snapshots):
-        say(f"{type(session).__name__} cannot keep a state: {len(prefix)} tokens are fed again every time")
+        say(f"{type(session).__name__} cannot keep a state: {again}")
         session.prefill(prefix)
         return "fed"
     file = states / f"{digest_ids(prefix)}.state"
@@ -204,11 +205,16 @@ def enter(session: Session, prefix: Sequence[int], *, states: Path) -> str:
         except InputError as error:
             say(f"{error.line()}: {len(prefix)} tokens are fed again")
     session.prefill(prefix)
+    try:
+        state = session.snapshot()
+    except UsageError as error:  # a child process whose runtime cannot
+        say(f"{error.value} {error.reason}: {again}")
+        return "fed"
     part = file.with_name(f".{file.name}.part-{os.getpid()}")
     with writing(file):
         states.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(session.snapshot())
+            part.write_bytes(state)
             os.replace(part, file)
         finally:
             part.unlink(missing_ok=True)

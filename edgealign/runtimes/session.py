@@ -76,7 +76,7 @@ class Scorer(Session, Protocol):
 
 @runtime_checkable
 class Snapshots(Session, Protocol):
-    """A session whose state can be kept as bytes: torch and llama.cpp; the others feed the tokens again."""
+    """A session whose state can be kept as bytes: torch and llama.cpp, also in a child process."""
 
     def snapshot(self) -> bytes:
         """The state: of this model under this user, and of no other."""

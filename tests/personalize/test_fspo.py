@@ -23,6 +23,7 @@ from edgealign.personalize.fspo import enter, open_shots
 from edgealign.personalize.fspo_recipes import FspoRecipe, ShotsRecipe
 from edgealign.personalize.shots import digest_ids, with_shots
 from edgealign.runtimes.generate import generate
+from edgealign.runtimes.process import ProcessSession
 from edgealign.runtimes.scripted import ScriptedSession
 from edgealign.runtimes.session import Session
 from edgealign.runtimes.torch_session import TorchSession
@@ -243,6 +244,21 @@ def test_a_runtime_without_states_feeds_the_prefix_and_says_so(
         assert session.tokens == [1, 2, 3]
     assert "ScriptedSession cannot keep a state: 3 tokens are fed again every time" in capsys.readouterr().err
     assert not (tmp_path / "states").exists()
+
+
+def test_a_child_process_feeds_the_prefix_where_its_runtime_keeps_no_state_and_keeps_it_where_it_does(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ProcessSession(tmp_path, runtime="scripted") as child:
+        assert enter(child, (1, 2, 3), states=tmp_path / "none") == "fed"
+        assert np.array_equal(child.step(4), ScriptedSession().prefill((1, 2, 3, 4)))
+    assert "ScriptedSession cannot keep a state: 3 tokens are fed again every time" in capsys.readouterr().err
+    found = []
+    for wanted in ("stored", "restored"):
+        with ProcessSession(tiny_model, threads=1) as child:
+            assert enter(child, tuple(range(5, 40)), states=tmp_path / "states") == wanted
+            found.append(child.step(4))
+    assert np.array_equal(*found)
 
 
 @pytest.mark.runtime
