@@ -102,8 +102,8 @@ def render(result: Mapping[str, Any]) -> str:
             lines.append(f"| {result['labels'][arm]} | {' | '.join(shown)} |")
     lines += ["", "## Paired differences", "", "| what | measure | difference | |", "|---|---|---|---|"]
     for row in result["differences"]:
-        shown = "shown" if row["low"] > 0 or row["high"] < 0 else "**no difference shown**"
-        lines.append(f"| {row['what']} | {MEASURES[row['measure']]} | {_cell(row, sign=True)} | {shown} |")
+        verdict = "shown" if row["low"] > 0 or row["high"] < 0 else "**no difference shown**"
+        lines.append(f"| {row['what']} | {MEASURES[row['measure']]} | {_cell(row, sign=True)} | {verdict} |")
     worst = ", ".join(f"{result['labels'][arm]} {value:.2f}" for arm, value in result["worst_tenth"].items())
     left_out = ", ".join(f"{result['labels'][arm]} {n}" for arm, n in result["shots_left_out"].items() if n) or "none"
     lines += [
