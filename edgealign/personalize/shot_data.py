@@ -148,7 +148,11 @@ def windows(rows: Sequence[Pair], recipe: ShotsRecipe, person: str) -> Iterator[
         shuffled = rng.sample(list(rows), len(rows))
         start = 0
         while start < len(shuffled):
-            k = min(rng.choice(recipe.shots), len(shuffled) - start - 1)
+            k = rng.choice(recipe.shots)
+            left = len(shuffled) - start - 1
+            if k > left and start:  # a remainder would make few shots likelier than they were drawn
+                break
+            k = min(k, left)
             *shots, target = shuffled[start : start + k + 1]
             start += k + 1
             yield tuple(shot for shot in shots if shot.prompt != target.prompt), target
