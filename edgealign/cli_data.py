@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """`edgealign data check | synth | prepare | reading | styles | answers | candidates`: look at data, and make it."""
+=======
+"""`edgealign data check | synth | users | shots | prepare | reading | styles | answers`: look at data, and make it."""
+>>>>>>> fspo
 
 from __future__ import annotations
 
@@ -55,6 +59,36 @@ def synth(
 ) -> None:
     """Write the generated practice data: conversations, pairs and three users with planted tastes."""
     cli_options.run_stage("synth", overrides, config, dry_run, json, out=out)
+
+
+@app.command("users")
+@takes_recipe("users")
+def users(
+    *,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Write many generated people's choices: tastes planted by a random map, and new people to try them on."""
+    cli_options.run_stage("users", overrides, config, dry_run, json, out=out)
+
+
+@app.command("shots")
+@takes_recipe("shots")
+def shots(
+    source: Annotated[list[str], typer.Argument(help="pairs of many people, with user_id")],
+    *,
+    model: ModelOption,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Make pairs whose prompt begins with other choices of the same person (FSPO), for sft and dpo."""
+    cli_options.run_stage("shots", overrides, config, dry_run, json, model=model, data=source, out=out)
 
 
 @app.command("prepare")

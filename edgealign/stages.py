@@ -22,6 +22,8 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "synth": Stage("dataset", "write the generated practice data: texts, pairs, three users' choices"),
+    "users": Stage("dataset", "write many people's choices with planted tastes, and new people to try them on"),
+    "shots": Stage("dataset", "pairs whose prompt begins with other choices of the same person (FSPO)"),
     "prepare": Stage("dataset", "collect, filter and split rows of any readable form"),
     "reading": Stage("dataset", "questions about short passages, asked by rule and answered in their own words"),
     "styles": Stage("dataset", "answers in a style that a system turn asks for, made by rule from real ones"),
@@ -38,8 +40,12 @@ STAGES: dict[str, Stage] = {
     "pairs_revise": Stage("dataset", "chosen answers minimally revised by a stronger model (CLAIR)"),
     "merge": Stage("model", "merge models of one base, or an adapter into its base"),
     "personalize": Stage("adapter", "fit one user's adapter from a few choices"),
+<<<<<<< HEAD
     "basis": Stage("basis", "what users have in common, from many users' choices: for users as a few numbers"),
     "personalize_embedding": Stage("adapter", "one user as weights on a basis, from the first choice on"),
+=======
+    "personalize_fspo": Stage("adapter", "one user's choices as the beginning of every prompt, no weights"),
+>>>>>>> fspo
     "export": Stage("bundle", "convert model and adapters for a runtime, verified before it is published"),
     "verify": Stage("report", "the parity gate again: bundle against the torch reference"),
     "bench": Stage("report", "one table: prefill, decode, first token, load, swap, memory, size, KL, bandwidth"),
@@ -56,6 +62,8 @@ RECIPES = Registry(
     "stage",
     {
         "synth": "edgealign.data.recipes:SynthRecipe",
+        "users": "edgealign.data.recipes:UsersRecipe",
+        "shots": "edgealign.personalize.fspo_recipes:ShotsRecipe",
         "prepare": "edgealign.data.recipes:PrepareRecipe",
         "reading": "edgealign.data.recipes:ReadingRecipe",
         "styles": "edgealign.data.recipes:StylesRecipe",
@@ -72,8 +80,12 @@ RECIPES = Registry(
         "pairs_revise": "edgealign.judges.recipes:ReviseRecipe",
         "merge": "edgealign.train.merge_recipe:MergeRecipe",
         "personalize": "edgealign.personalize.recipes:LoraRecipe",
+<<<<<<< HEAD
         "basis": "edgealign.personalize.recipes:BasisRecipe",
         "personalize_embedding": "edgealign.personalize.recipes:EmbeddingRecipe",
+=======
+        "personalize_fspo": "edgealign.personalize.fspo_recipes:FspoRecipe",
+>>>>>>> fspo
         "export": "edgealign.export_recipes:ExportRecipe",
         "verify": "edgealign.parity_recipes:VerifyRecipe",
         "bench": "edgealign.bench.recipes:BenchRecipe",
@@ -91,6 +103,8 @@ RUNNERS = Registry(
     "stage",
     {
         "synth": "edgealign.data.synthetic:run",
+        "users": "edgealign.data.users:run",
+        "shots": "edgealign.personalize.shot_data:run",
         "prepare": "edgealign.data.prepare:run",
         "reading": "edgealign.data.reading:run",
         "styles": "edgealign.data.restyle:run",
@@ -107,8 +121,12 @@ RUNNERS = Registry(
         "pairs_revise": "edgealign.judges.revise:run",
         "merge": "edgealign.train.merge:run",
         "personalize": "edgealign.personalize.lora:run",
+<<<<<<< HEAD
         "basis": "edgealign.personalize.basis:run",
         "personalize_embedding": "edgealign.personalize.embedding:run",
+=======
+        "personalize_fspo": "edgealign.personalize.fspo:run",
+>>>>>>> fspo
         "export": "edgealign.targets:run",
         "verify": "edgealign.parity:run",
         "bench": "edgealign.bench.run:run",

@@ -170,11 +170,15 @@ def split_questions(unseen: float, rng: random.Random) -> tuple[list[Question], 
     return everything[cut:], everything[:cut]
 
 
-def answer(question: Question, style: Style, rng: random.Random) -> str:
-    """An answer in the given style; only the opening is drawn, so that two answers differ by style, not by luck."""
+def answer(question: Question, style: Style, rng: random.Random, steps_of: tuple[int, int] = (2, 5)) -> str:
+    """An answer in the given style; only the opening is drawn, so that two answers differ by style, not by luck.
+
+    Args:
+        steps_of: how many steps a short and a long answer have.
+    """
     words = FORMAL if style.formal else CASUAL
     steps = [step.format(x=question.thing) for step in ACTIONS[question.action]]
-    lines = [_step(step, index, style, words) for index, step in enumerate(steps if style.long else steps[:2])]
+    lines = [_step(step, index, style, words) for index, step in enumerate(steps[: steps_of[style.long]])]
     body = "\n".join(f"- {line}" for line in lines) if style.bullets else " ".join(lines)
     glue = "\n" if style.bullets else " "
     closing = f"{glue}{words['close']}" if style.long else ""

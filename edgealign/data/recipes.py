@@ -1,4 +1,4 @@
-"""The knobs of `edgealign data synth`, `prepare`, `reading` and `styles`."""
+"""The knobs of `edgealign data synth`, `users`, `prepare`, `reading` and `styles`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,29 @@ class SynthRecipe:
     )
     unseen: float = option(0.2, gt=0.0, lt=1.0, help="share of the questions that no training file holds")
     seed: int = option(0, ge=0, help="of everything that is drawn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsersRecipe:
+    """Many people with planted tastes: what meta-training over users learns from, and new people to try it on."""
+
+    users: int = option(64, ge=2, le=10_000, help="people to learn from")
+    new_users: int = option(24, ge=2, le=10_000, help="people whom no training file knows")
+    choices: int = option(24, ge=4, le=150, help="choices per person")
+    asked: int = option(16, ge=1, le=40, help="choices of new people on unseen questions, without noise: the test")
+    conversations: int = option(800, ge=10, help="conversations for supervised fine-tuning, in everybody's styles")
+    traits: int = option(12, ge=2, le=20, help="things that may be said of a person")
+    traits_per_user: int = option(2, ge=1, le=10, help="how many of them are said of one")
+    alpha: float = option(
+        1.0, gt=0.0, help="Dirichlet concentration of a trait's pull on the attributes: 0.1 distinct, 10 alike",
+        source="the planted-user protocol",
+    )
+    signed: bool = option(True, help="a trait may also pull the other way; without it everybody likes the same things")
+    short_steps: int = option(1, ge=1, le=5, unit="steps", help="of a short answer")
+    long_steps: int = option(2, ge=2, le=5, unit="steps", help="of a long answer")
+    noise: float = option(4.0, gt=0.0, help="sharpness of a taste: P(choice) = sigmoid(noise x taste difference)")
+    unseen: float = option(0.2, gt=0.0, lt=1.0, help="share of the questions that no training file holds")
+    seed: int = option(0, ge=0, help="of everything that is drawn, also of what a trait means")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,10 +48,15 @@ def run(recipe: SynthRecipe, *, out: Path) -> Artifact:
     train = [conversation(rng.choice(seen), rng) for _ in range(recipe.conversations)]
     valid = [conversation(question, rng) for question in unseen for _ in range(2)]
     scale = standardize([row["messages"][1]["content"] for row in train])
-    choices = [row for user, taste in USERS.items() for row in user_choices(user, taste, scale, seen, recipe, rng)]
+    count, noise = recipe.choices, recipe.noise
+    choices = [
+        row for user, taste in USERS.items()
+        for row in user_choices(user, taste, scale, seen, rng, count=count, noise=noise)
+    ]
     prompts = [{"prompt": question.text(rng)} for question in unseen]
     unseen_choices = [
-        row for user, taste in USERS.items() for row in user_choices(user, taste, scale, unseen, recipe, rng)
+        row for user, taste in USERS.items()
+        for row in user_choices(user, taste, scale, unseen, rng, count=count, noise=noise)
     ]
     files: dict[str, list[dict[str, Any]]] = {
         "train.jsonl": train,
@@ -100,16 +105,19 @@ def user_choices(
     taste: Mapping[str, float],
     scale: Mapping[str, tuple[float, float]],
     questions: list[Question],
-    recipe: SynthRecipe,
     rng: random.Random,
+    *,
+    count: int,
+    noise: float,
+    steps_of: tuple[int, int] = (2, 5),
 ) -> Iterable[dict[str, Any]]:
     """The user's choices between two styles of answer to seen questions; a noisy logistic chooser."""
-    for question in rng.sample(questions, min(recipe.choices, len(questions))):
+    for question in rng.sample(questions, min(count, len(questions))):
         gap = 0.0
         while abs(gap) < INDIFFERENT:
-            left, right = (answer(question, style, rng) for style in rng.sample(STYLES, 2))
+            left, right = (answer(question, style, rng, steps_of) for style in rng.sample(STYLES, 2))
             gap = reward(left, taste, scale) - reward(right, taste, scale)
-        if rng.random() >= 1 / (1 + math.exp(-recipe.noise * gap)):
+        if rng.random() >= 1 / (1 + math.exp(min(-noise * gap, 500.0))):
             left, right = right, left
         yield {"prompt": question.text(rng), "chosen": left, "rejected": right, "user_id": user}
 

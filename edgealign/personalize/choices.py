@@ -11,16 +11,33 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgealign.artifact import Input, file_input
 from edgealign.data.forms import Pair
 from edgealign.data.mapping import parse_mapping
 from edgealign.data.read import Loaded, read
 from edgealign.errors import InputError
+<<<<<<< HEAD
 from edgealign.personalize.recipes import MAX_CHOICES, MIN_CHOICES, EmbeddingRecipe, LoraRecipe
+=======
+from edgealign.personalize.recipes import MAX_CHOICES, MIN_CHOICES
+>>>>>>> fspo
 from edgealign.progress import say
 from edgealign.registry import suggest
+
+
+class ChoicesRecipe(Protocol):
+    """What a method's recipe says about the choices."""
+
+    @property
+    def map(self) -> tuple[str, ...]: ...
+    @property
+    def skip_bad(self) -> int | None: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def held_out(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -37,8 +54,13 @@ class Choices:
         return len(self.fitted) + len(self.held_out)
 
 
+<<<<<<< HEAD
 def load_choices(source: str | Path, user: str, tokenizer: Any, recipe: LoraRecipe) -> Choices:
     """The newest 4 to 64 usable choices of one user, and which of them are held out.
+=======
+def load_choices(source: str | Path, user: str, tokenizer: Any, recipe: ChoicesRecipe) -> Choices:
+    """The newest 4 to 64 usable choices of one user; later rows are newer.
+>>>>>>> fspo
 
     Raises:
         InputError: no pairs, no such user, fewer than four choices left.

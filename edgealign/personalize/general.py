@@ -79,7 +79,8 @@ def _learn(choices: Choices, *, seed: int, planes: int) -> General:
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
-        return 0.3 * torch.randn(*shape, generator=generator, dtype=torch.float64) / width**0.5
+        drawn: Tensor = 0.3 * torch.randn(*shape, generator=generator, dtype=torch.float64) / float(width) ** 0.5
+        return drawn
 
     # The first side is small, the second nearly the constant 1.
     first, second, zero = random(width, planes), random(width, planes) * 0.3, torch.zeros(planes, dtype=torch.float64)

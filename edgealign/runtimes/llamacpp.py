@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgealign.errors import EdgealignError, InputError, ToolMissing
+from edgealign.artifact import sha256_file
+from edgealign.errors import EdgealignError, InputError, ToolMissing, UsageError
 from edgealign.runtimes.adapter_cache import AdapterCache, check_base
 from edgealign.runtimes.gguf_adapter import BASE_DIGEST
 from edgealign.runtimes.gguf_header import check_gguf
 from edgealign.runtimes.probe import DRIVEN_VERSION, extra_buffers_work, install_line, usable_cores
 from edgealign.runtimes.session import check_tokens, read_bundle
+from edgealign.runtimes.snapshots import UserMark, pack, unpack
 
 if TYPE_CHECKING:
     from edgealign.runtimes.session import Logits
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
 # What this file drives; a build without one of these is another API.
 NEEDED = (
     "llama_model_load_from_file", "llama_init_from_model", "llama_decode", "llama_get_logits_ith", "llama_get_memory",
-    "llama_memory_clear", "llama_adapter_lora_init", "llama_set_adapters_lora", "llama_model_chat_template",
-    "LLAMA_FLASH_ATTN_TYPE_DISABLED",
+    "llama_memory_clear", "llama_state_seq_get_data", "llama_state_seq_set_data", "llama_adapter_lora_init",
+    "llama_set_adapters_lora", "llama_model_chat_template", "LLAMA_FLASH_ATTN_TYPE_DISABLED",
 )  # fmt: skip
 GGML_TYPE_F32 = 0
 ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
@@ -90,6 +92,8 @@ class LlamaSession:
         self.context = min(int(lib.llama_n_ctx(self._context)) // sequences, self._wanted)
         self._batch_size = int(lib.llama_n_batch(self._context))
         self._filled = 0
+        self._user = UserMark()
+        self._file_digest = ""
         # One batch for the session's life. Null positions mean "after what is there", null logits "the last only".
         self._tokens: Any = (ctypes.c_int32 * self._batch_size)()
         self._batch = lib.llama_batch_get_one(self._tokens, 1)
@@ -147,10 +151,38 @@ class LlamaSession:
         # Also overwrite the memory itself: nothing of the user before stays behind.
         lib.llama_memory_clear(self._memory, True)
         self._filled = 0
+        self._user.set(None if adapter is None else Path(adapter))
 
     def reset(self) -> None:
         self._lib.llama_memory_clear(self._memory, False)
         self._filled = 0
+
+    def snapshot(self) -> bytes:
+        if not self._filled:
+            raise UsageError("state", "is empty: there is nothing to keep", "feed a prompt first")
+        size = int(self._lib.llama_state_seq_get_size(self._context, 0))
+        buffer = (ctypes.c_uint8 * size)()
+        written = int(self._lib.llama_state_seq_get_data(self._context, buffer, size, 0))
+        if not written:
+            raise EdgealignError(self.file, f"llama.cpp cannot give its state ({_reason()})", "feed the prompt again")
+        return pack(self._identity(), self._filled, bytes(memoryview(buffer)[:written]))
+
+    def restore(self, state: bytes) -> None:
+        self.reset()
+        tokens, data = unpack(state, self._identity(), context=self.context)
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        if not self._lib.llama_state_seq_set_data(self._context, buffer, len(data), 0):
+            self.reset()
+            raise InputError("state", f"llama.cpp refuses it ({_reason()})", "feed the prompt again")
+        self._filled = tokens
+
+    def _identity(self) -> dict[str, str]:
+        self._file_digest = self._file_digest or sha256_file(self.file)
+        cache = "f32, flash attention off" if self.exact else "f16, flash attention auto"
+        return {
+            "runtime": "llama.cpp", "version": installed_version(), "model": self._file_digest,
+            "user": self._user.digest(), "cache": cache,
+        }
 
     def close(self) -> None:
         if self._context is not None:

@@ -8,6 +8,7 @@ Nothing is pickled. What native code prints goes to a file and is shown only as 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -23,13 +24,13 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 import edgealign.errors
-from edgealign.errors import EdgealignError
+from edgealign.errors import EdgealignError, UsageError
 from edgealign.progress import hush_libraries
 
 if TYPE_CHECKING:
     from edgealign.runtimes.session import Logits
 
-CALLS = ("prefill", "step", "score", "set_user", "reset", "tokenize", "info", "unload_adapters")
+CALLS = ("prefill", "step", "score", "set_user", "reset", "tokenize", "info", "unload_adapters", "snapshot", "restore")
 CLOSE_S = 10.0
 
 
@@ -86,6 +87,13 @@ class ProcessSession:
 
     def info(self) -> dict[str, Any]:
         return cast("dict[str, Any]", self._call("info"))
+
+    def snapshot(self) -> bytes:
+        """The child's state; a runtime that cannot keep one raises a UsageError."""
+        return base64.b64decode(self._call("snapshot"))
+
+    def restore(self, state: bytes) -> None:
+        self._call("restore", base64.b64encode(state).decode())
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -199,6 +207,14 @@ def _do(session: Any, name: str, arguments: list[Any]) -> Any:
         from edgealign.runtimes.session import score
 
         return score(session, *arguments)
+    if name in ("snapshot", "restore"):
+        from edgealign.runtimes.session import Snapshots
+
+        if not isinstance(session, Snapshots):
+            raise UsageError(type(session).__name__, "cannot keep a state", "feed the prompt again")
+        if name == "snapshot":
+            return base64.b64encode(session.snapshot()).decode()
+        arguments = [base64.b64decode(arguments[0])]
     if name == "set_user" and arguments[0] is not None:
         arguments = [Path(arguments[0])]
     return getattr(session, name)(*arguments)

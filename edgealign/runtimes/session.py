@@ -74,6 +74,17 @@ class Scorer(Session, Protocol):
         """Logits (T, V) after each token, from an empty state; leaves the state empty."""
 
 
+@runtime_checkable
+class Snapshots(Session, Protocol):
+    """A session whose state can be kept as bytes: torch and llama.cpp, also in a child process."""
+
+    def snapshot(self) -> bytes:
+        """The state: of this model under this user, and of no other."""
+
+    def restore(self, state: bytes) -> None:
+        """Go on where `snapshot` was taken; refuses what is not this model's and this user's, and is then empty."""
+
+
 @dataclass(frozen=True)
 class Bundle:
     """The facts of a bundle directory that a runtime needs, with absolute paths."""

@@ -20,6 +20,7 @@ from edgealign.artifact import MANIFEST, Artifact, open_model
 from edgealign.errors import InputError, ToolMissing, UsageError
 from edgealign.models.load import load_model
 from edgealign.personalize.adapter import check_adapter_base
+from edgealign.runtimes.snapshots import UserMark, pack, unpack
 
 if TYPE_CHECKING:
     from edgealign.runtimes.session import Logits
@@ -29,7 +30,7 @@ KEPT_ADAPTERS = 16
 
 
 class TorchSession:
-    """One model and its cache; ``prefill`` and ``step`` continue it, ``score`` ignores and empties it."""
+    """One model and its cache; ``prefill`` and ``step`` continue it, ``score`` empties it, ``snapshot`` keeps it."""
 
     def __init__(self, path: Path, *, threads: int | None = None, dtype: str = "float32") -> None:
         import torch
@@ -44,6 +45,7 @@ class TorchSession:
         self._adapters: OrderedDict[tuple[str, int, int], str] = OrderedDict()
         self._loaded = 0
         self._cache: Any = None
+        self._user = UserMark()
         self.dtype = dtype
         self.vocab = int(self._model.config.get_text_config().vocab_size)
 
@@ -66,12 +68,14 @@ class TorchSession:
     def set_user(self, adapter: Path | None) -> None:
         self.reset()
         if adapter is None:
+            self._user.set(None)
             if self._peft is not None:
                 self._peft.base_model.disable_adapter_layers()
             return
         name = self._attach(Path(adapter))
         self._peft.base_model.enable_adapter_layers()
         self._peft.set_adapter(name)
+        self._user.set(Path(adapter))
 
     def merge_user(self) -> None:
         """Add the active adapter into the weights, for good: for a last comparison, nothing can follow it."""
@@ -88,6 +92,30 @@ class TorchSession:
 
     def reset(self) -> None:
         self._cache = None
+
+    def snapshot(self) -> bytes:
+        from edgealign.runtimes.torch_states import save_cache
+
+        if self._cache is None:
+            raise UsageError("state", "is empty: there is nothing to keep", "feed a prompt first")
+        return pack(self._identity(), int(self._cache.get_seq_length()), save_cache(self._cache))
+
+    def restore(self, state: bytes) -> None:
+        from edgealign.runtimes.torch_states import load_cache
+
+        self.reset()
+        _, tensors = unpack(state, self._identity())
+        self._cache = load_cache(tensors, self._model.config)
+
+    def _identity(self) -> dict[str, str]:
+        import transformers
+
+        self._artifact = self._artifact or open_model(self.path)
+        version = f"torch {self._torch.__version__}, transformers {transformers.__version__}"
+        return {
+            "runtime": "torch", "version": version, "model": self._artifact.digest, "user": self._user.digest(),
+            "cache": self.dtype,
+        }
 
     def close(self) -> None:
         self._model = self._peft = self._cache = None

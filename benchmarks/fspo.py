@@ -1,0 +1,281 @@
+"""Does a model that was trained on shots follow a new person's choices? Against the same training without shots.
+
+    edgealign run fspo --out runs/fspo
+    python benchmarks/fspo.py --run runs/fspo --out docs/results/fspo
+
+New people (no training file knows them) are asked on questions that nobody trained on. With k of their choices in
+the prompt, two things are measured for every model of the preset, at the same k:
+
+- ranking: the share of their choices that the implicit reward ranks as they did. The reward of an answer is the
+  summed log-ratio to the model that the training started from, both with the same prompt; for models without one, the
+  mean log-probability per token.
+- generation: the planted reward of greedy answers, in standard deviations, by rule from the text: length, bullets,
+  formality. One answer per question and model, so the sampling budget is equal.
+
+Controls: another person's choices, and the person's own with preferred and not preferred by coin. Intervals are 95 %
+bootstrap intervals over people, paired. A model's measurement is kept below --work and not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from fspo_report import summarise, write
+
+from edgealign.artifact import hash_json, open_artifact, open_model, write_atomic
+from edgealign.bench.machine import machine_card
+from edgealign.data.encode import encode_pair, encode_prompt, end_of_turn_id
+from edgealign.data.forms import Pair
+from edgealign.data.read import read
+from edgealign.errors import EdgealignError, InputError, writing
+from edgealign.models.load import load_model, load_tokenizer
+from edgealign.personalize.anchor import base_answers
+from edgealign.personalize.attributes import reward
+from edgealign.personalize.shots import fit_shots, prefix_ids, with_shots, without_description
+from edgealign.progress import say, track
+from edgealign.train.layout import Segment, Tree
+from edgealign.train.precision import choose_precision, fixed_threads
+from edgealign.train.scoring import Passes, score
+
+KS = (0, 1, 2, 4, 8)
+CONTROL_K = 4
+CONTROLS = ("another's", "by coin")
+BATCH = 16  # prompts that are answered together
+DESCRIPTION_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model of the preset: what it is called, and the model that its log-ratios are taken to."""
+
+    label: str
+    reference: str | None = None
+    describes: bool = False
+
+
+ARMS: Mapping[str, Arm] = {
+    "base": Arm("prompted only"),
+    "few": Arm("few-shot SFT"),
+    "plain": Arm("IPO without shots", "plain_sft"),
+    "fspo": Arm("FSPO, IPO", "few"),
+    "fspo_ln": Arm("FSPO, LN-DPO", "few"),
+    "fspo_said": Arm("FSPO, IPO, describes first", "few_said", True),
+}
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody new: their choices as shots, in order, and what they are asked."""
+
+    name: str
+    own: tuple[Pair, ...]
+    asked: tuple[Pair, ...]
+    taste: Mapping[str, float]
+
+
+def load_people(folder: Path, *, people: int, asked: int) -> tuple[list[Person], dict[str, Any]]:
+    """New people of a `data users` data set, and the scale of the attributes."""
+    known = json.loads((folder / "users.json").read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, list[Pair]]] = {}
+    for name in ("new_choices", "unseen_choices"):
+        rows[name] = {}
+        for row in read(folder / f"{name}.jsonl", form="pair").rows:
+            assert isinstance(row, Pair)
+            rows[name].setdefault(str(row.user_id), []).append(row)
+    found = [
+        Person(
+            name, tuple(rows["new_choices"][name][: max(KS)]), tuple(rows["unseen_choices"][name][:asked]),
+            known["users"][name]["taste"],
+        )
+        for name in known["new"][:people]
+    ]
+    return found, known["scale"]
+
+
+def shots_for(people: Sequence[Person], place: int, k: int, control: str) -> tuple[Pair, ...]:
+    """The newest k choices of a person, or the control's."""
+    person = people[(place + 1) % len(people)] if control == CONTROLS[0] else people[place]
+    shots = person.own[len(person.own) - k :]
+    if control != CONTROLS[1]:
+        return shots
+    coin = random.Random(person.name)
+    return tuple(
+        replace(shot, chosen=shot.rejected, rejected=shot.chosen) if coin.random() < 0.5 else shot for shot in shots
+    )
+
+
+class Model:
+    """A trained model with what scoring and answering need."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tok: Any = load_tokenizer(folder)
+        self.network: Any = load_model(folder)
+        self.passes = Passes.of(
+            self.network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=2048
+        )
+
+    def answers(self, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[str]:
+        """Greedy answers, shorter prompts with shorter ones."""
+        found: dict[int, str] = {}
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        end = end_of_turn_id(self.tok)
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            said = base_answers(
+                self.network, [prompts[i] for i in batch], n_tokens=n_tokens, end_id=end,
+                pad_id=int(self.tok.pad_token_id or 0),
+            )
+            found.update({i: self.tok.decode([t for t in ids if t != end]) for i, ids in zip(batch, said, strict=True)})
+        return [found[i] for i in range(len(prompts))]
+
+
+def questions(tok: Any, shots: Sequence[Pair], asked: Sequence[Pair], said: Sequence[str]) -> Tree:
+    """One tree: the prefix once, below it every question, below that both answers; `said` stands before them."""
+    prefix = prefix_ids(tok, shots) if shots else ()
+    segments = [Segment(prefix, (False,) * len(prefix))]
+    for row, words in zip(asked, said, strict=True):
+        opening = f"{words}\n\n" if words else ""
+        shown = replace(
+            row, prompt=with_shots(row.prompt, shots), chosen=opening + row.chosen, rejected=opening + row.rejected
+        )
+        prompt, chosen, rejected = encode_pair(tok, shown)
+        rest = prompt[len(prefix) :]
+        segments.append(Segment(rest, (False,) * len(rest), 0))
+        parent = len(segments) - 1
+        segments += [Segment(ids, (True,) * len(ids), parent) for ids in (chosen, rejected)]
+    return Tree(tuple(segments))
+
+
+def margins(model: Model, reference: Model | None, trees: Sequence[Tree]) -> list[list[float]]:
+    """Per tree, one implicit-reward margin per question."""
+    policy = score(model.network, trees, model.passes, label="ranking")
+    before = score(reference.network, trees, reference.passes, label="reference") if reference else None
+    counts = [len(tree.segments[leaf].ids) for tree in trees for leaf in tree.leaves]
+    values = policy.double() if before is None else policy.double() - before.double()
+    sides = [part.mean() if before is None else part.sum() for part in torch.split(values, counts)]
+    found, place = [], 0
+    for tree in trees:
+        n = len(tree.leaves)
+        found.append([float(sides[place + i] - sides[place + i + 1]) for i in range(0, n, 2)])
+        place += n
+    return found
+
+
+def measure(name: str, args: argparse.Namespace, people: Sequence[Person], scale: Any) -> dict[str, Any]:
+    """Everything about one model: accuracy and planted reward of every person, by k and control."""
+    arm = ARMS[name]
+    model = Model(args.run / name)
+    reference = Model(args.run / arm.reference) if arm.reference else None
+    cells: dict[str, Any] = {}
+    conditions = [(k, "own") for k in args.k] + [(CONTROL_K, control) for control in CONTROLS]
+    left_out = 0
+    for k, condition in track(conditions, total=len(conditions), label=arm.label):
+        trees, prompts, said = [], [], []
+        for place, person in enumerate(people):
+            wanted = shots_for(people, place, k, condition)
+            shots = fit_shots(wanted, lambda kept: len(prefix_ids(model.tok, kept)) <= args.prefix_tokens)
+            left_out += len(wanted) - len(shots)
+            asked = [encode_prompt(model.tok, with_shots(row.prompt, shots)) for row in person.asked]
+            words = [""] * len(asked)
+            if arm.describes and shots:
+                answers = model.answers(asked, DESCRIPTION_TOKENS)
+                words = [text.partition("\n\n")[0] for text in answers]
+            said.append(words[0])
+            trees.append(questions(model.tok, shots, person.asked, words))
+            prompts += asked[: args.prompts]
+        found = margins(model, reference, trees)
+        cell: dict[str, Any] = {
+            "accuracy": [sum((m > 0) + 0.5 * (m == 0) for m in row) / len(row) for row in found], "margins": found,
+        }
+        if condition == "own" or args.generate_controls:
+            texts = [without_description(text) for text in model.answers(prompts, args.new_tokens)]
+            groups = [texts[i : i + args.prompts] for i in range(0, len(texts), args.prompts)]
+            cell["reward"] = [
+                sum(reward(text, person.taste, scale) for text in group) / len(group)
+                for person, group in zip(people, groups, strict=True)
+            ]
+            cell["examples"] = texts[:2]
+        if arm.describes:
+            cell["said"] = said[:4]
+        cells[f"{k} {condition}"] = cell
+    return {"arm": name, "cells": cells, "shots_left_out": left_out}
+
+
+def remembered(name: str, args: argparse.Namespace, people: Sequence[Person], scale: Any) -> dict[str, Any]:
+    """`measure`, or what is kept of it for the same models, people and settings."""
+    arm = ARMS[name]
+    digests = [open_model(args.run / part).digest for part in (name, arm.reference) if part]
+    asked = [args.k, args.people, args.asked, args.prompts, args.new_tokens, args.prefix_tokens, args.generate_controls]
+    key = hash_json([digests, open_artifact(args.run / "people").digest, asked, torch.__version__])
+    file = args.work / f"{name}-{key[:12]}.json"
+    if file.is_file():
+        say(f"{arm.label}: measured already")
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    result = measure(name, args, people, scale)
+    with writing(file):
+        args.work.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(result))
+    return result
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """All models, and what they say; written to `args.out`.
+
+    Raises:
+        InputError: the preset has not run there.
+    """
+    missing = [name for name in args.arms if not (args.run / name).is_dir()]
+    if missing:
+        raise InputError(args.run, f"holds no {missing[0]}", f"make it with: edgealign run fspo --out {args.run}")
+    people, scale = load_people(args.run / "people", people=args.people, asked=args.asked)
+    with fixed_threads(args.threads) as threads:
+        found = {name: remembered(name, args, people, scale) for name in args.arms}
+    facts = {
+        "people": len(people), "asked": args.asked, "prompts": args.prompts, "threads": threads, "k": list(args.k),
+        "prefix_tokens": args.prefix_tokens, "models": {name: open_model(args.run / name).digest for name in args.arms},
+        "users": open_artifact(args.run / "people").manifest.recipe, "command": f"python {' '.join(sys.argv)}",
+    }
+    labels = {name: ARMS[name].label for name in args.arms}
+    result = {**summarise(found, labels, args.k, CONTROL_K, CONTROLS), "facts": facts, "machine": machine_card()}
+    write(result, args.out)
+    return result
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="where the preset fspo ran")
+    parser.add_argument("--out", type=Path, required=True, help="table.md, result.json and fspo.png go here")
+    parser.add_argument("--work", type=Path, default=Path("runs/fspo-bench"), help="measurements are kept here")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--k", nargs="+", type=int, choices=KS, default=list(KS))
+    parser.add_argument("--people", type=int, default=24)
+    parser.add_argument("--asked", type=int, default=12, help="choices each is asked to be ranked")
+    parser.add_argument("--prompts", type=int, default=2, help="questions answered per person and k")
+    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--prefix-tokens", type=int, default=960, help="the oldest shots are left out beyond it")
+    parser.add_argument("--generate-controls", action="store_true", help="answer with the controls' shots, too")
+    parser.add_argument("--threads", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        result = compare(parse(argv))
+    except EdgealignError as error:
+        print(error.line(), file=sys.stderr)
+        return error.exit_code
+    print(result["table"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
