@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""`edgealign data check | synth | prepare | reading | styles | answers | candidates`: look at data, and make it."""
-=======
-"""`edgealign data check | synth | users | shots | prepare | reading | styles | answers`: look at data, and make it."""
->>>>>>> fspo
+"""`edgealign data check | synth | users | shots | prepare | reading | styles | answers | candidates`: look, and make."""
 
 from __future__ import annotations
 

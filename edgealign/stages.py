@@ -40,12 +40,9 @@ STAGES: dict[str, Stage] = {
     "pairs_revise": Stage("dataset", "chosen answers minimally revised by a stronger model (CLAIR)"),
     "merge": Stage("model", "merge models of one base, or an adapter into its base"),
     "personalize": Stage("adapter", "fit one user's adapter from a few choices"),
-<<<<<<< HEAD
     "basis": Stage("basis", "what users have in common, from many users' choices: for users as a few numbers"),
     "personalize_embedding": Stage("adapter", "one user as weights on a basis, from the first choice on"),
-=======
     "personalize_fspo": Stage("adapter", "one user's choices as the beginning of every prompt, no weights"),
->>>>>>> fspo
     "export": Stage("bundle", "convert model and adapters for a runtime, verified before it is published"),
     "verify": Stage("report", "the parity gate again: bundle against the torch reference"),
     "bench": Stage("report", "one table: prefill, decode, first token, load, swap, memory, size, KL, bandwidth"),
@@ -80,12 +77,9 @@ RECIPES = Registry(
         "pairs_revise": "edgealign.judges.recipes:ReviseRecipe",
         "merge": "edgealign.train.merge_recipe:MergeRecipe",
         "personalize": "edgealign.personalize.recipes:LoraRecipe",
-<<<<<<< HEAD
         "basis": "edgealign.personalize.recipes:BasisRecipe",
         "personalize_embedding": "edgealign.personalize.recipes:EmbeddingRecipe",
-=======
         "personalize_fspo": "edgealign.personalize.fspo_recipes:FspoRecipe",
->>>>>>> fspo
         "export": "edgealign.export_recipes:ExportRecipe",
         "verify": "edgealign.parity_recipes:VerifyRecipe",
         "bench": "edgealign.bench.recipes:BenchRecipe",
@@ -121,12 +115,9 @@ RUNNERS = Registry(
         "pairs_revise": "edgealign.judges.revise:run",
         "merge": "edgealign.train.merge:run",
         "personalize": "edgealign.personalize.lora:run",
-<<<<<<< HEAD
         "basis": "edgealign.personalize.basis:run",
         "personalize_embedding": "edgealign.personalize.embedding:run",
-=======
         "personalize_fspo": "edgealign.personalize.fspo:run",
->>>>>>> fspo
         "export": "edgealign.targets:run",
         "verify": "edgealign.parity:run",
         "bench": "edgealign.bench.run:run",

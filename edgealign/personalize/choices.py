@@ -18,17 +18,13 @@ from edgealign.data.forms import Pair
 from edgealign.data.mapping import parse_mapping
 from edgealign.data.read import Loaded, read
 from edgealign.errors import InputError
-<<<<<<< HEAD
-from edgealign.personalize.recipes import MAX_CHOICES, MIN_CHOICES, EmbeddingRecipe, LoraRecipe
-=======
 from edgealign.personalize.recipes import MAX_CHOICES, MIN_CHOICES
->>>>>>> fspo
 from edgealign.progress import say
 from edgealign.registry import suggest
 
 
-class ChoicesRecipe(Protocol):
-    """What a method's recipe says about the choices."""
+class ReadRecipe(Protocol):
+    """What a method's recipe says about reading choices."""
 
     @property
     def map(self) -> tuple[str, ...]: ...
@@ -36,6 +32,11 @@ class ChoicesRecipe(Protocol):
     def skip_bad(self) -> int | None: ...
     @property
     def max_tokens(self) -> int: ...
+
+
+class ChoicesRecipe(ReadRecipe, Protocol):
+    """And about those that check the result."""
+
     @property
     def held_out(self) -> float: ...
 
@@ -54,13 +55,8 @@ class Choices:
         return len(self.fitted) + len(self.held_out)
 
 
-<<<<<<< HEAD
-def load_choices(source: str | Path, user: str, tokenizer: Any, recipe: LoraRecipe) -> Choices:
-    """The newest 4 to 64 usable choices of one user, and which of them are held out.
-=======
 def load_choices(source: str | Path, user: str, tokenizer: Any, recipe: ChoicesRecipe) -> Choices:
-    """The newest 4 to 64 usable choices of one user; later rows are newer.
->>>>>>> fspo
+    """The newest 4 to 64 usable choices of one user, and which of them are held out.
 
     Raises:
         InputError: no pairs, no such user, fewer than four choices left.
@@ -72,7 +68,7 @@ def load_choices(source: str | Path, user: str, tokenizer: Any, recipe: ChoicesR
 
 
 def read_choices(
-    source: str | Path, user: str, tokenizer: Any, recipe: LoraRecipe | EmbeddingRecipe, *, least: int
+    source: str | Path, user: str, tokenizer: Any, recipe: ReadRecipe, *, least: int
 ) -> tuple[list[Pair], dict[str, int], Input]:
     """The newest usable choices of one user, at most 64; later rows are newer. With counts and the file's digest.
 
