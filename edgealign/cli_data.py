@@ -1,4 +1,4 @@
-"""`edgealign data check | synth | users | shots | prepare | reading | styles | answers | candidates`: look, and make."""
+"""`edgealign data`: check, synth, users, shots, prepare, reading, styles, answers, candidates."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def personalize(
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="lore: an export of the model that reads the answers")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="lora (weights), lore (an embedding) or fspo (choices in the prompt)")] = "lora",
+    method: Annotated[str, typer.Option("--method", help="lora, lore (an embedding) or fspo (shots)")] = "lora",
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
