@@ -1,4 +1,4 @@
-"""A user as a prompt: a model that was trained on shots follows them, and what is published is checked and refused."""
+"""A user as a prompt: published only where it helps, refused where it does not belong, its state kept and restored."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ from edgealign.data.encode import encode_prompt
 from edgealign.data.forms import Message, Pair, to_json
 from edgealign.errors import ArtifactError, CheckFailed, InputError, OutputError
 from edgealign.models.load import load_tokenizer
-from edgealign.personalize import fspo, shot_data
+from edgealign.personalize import fspo
 from edgealign.personalize.fspo import enter, open_shots
-from edgealign.personalize.fspo_recipes import FspoRecipe, ShotsRecipe
+from edgealign.personalize.fspo_recipes import FspoRecipe
 from edgealign.personalize.shots import digest_ids, with_shots
 from edgealign.runtimes.generate import generate
 from edgealign.runtimes.process import ProcessSession
 from edgealign.runtimes.scripted import ScriptedSession
 from edgealign.runtimes.session import Session
 from edgealign.runtimes.torch_session import TorchSession
-from edgealign.train import preference
-from edgealign.train.recipes import PreferenceRecipe
 
 ASKED = (Message("user", "what is number 99?"),)
 WORDS = ("red", "blue", "green", "tea", "milk", "bread", "rain", "snow", "sun", "wind", "moon", "sea")
@@ -50,103 +48,86 @@ def write(rows: Sequence[Pair], file: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model after FSPO's training on people who like short answers and people who like long ones."""
-    folder = tmp_path_factory.mktemp("fspo")
-    rng = random.Random(0)
-    rows = [row for i in range(40) for row in likes(i % 2 == 0, 8, f"u{i}", rng)]
-    recipe = ShotsRecipe(shots=(1, 2, 3), reshuffles=4, max_tokens=400)
-    made = shot_data.run(recipe, model=tiny_model, data=[write(rows, folder / "pairs.jsonl")], out=folder / "shots")
-    learn = PreferenceRecipe(
-        objective="ln_dpo", beta=2.0, learning_rate=3e-3, epochs=2, batch_size=16, max_tokens=400, threads=1,
-    )
-    preference.run(
-        learn, model=tiny_model, data=[str(made.path / "train.jsonl")], valid=[str(made.path / "valid.jsonl")],
-        out=folder / "model",
-    )
-    return folder / "model"
+def follows(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> bool:
+    """Whether shots happen to help a taste for short answers in this untrained model, or one for long answers.
+
+    It has learned from nobody, so shots move it one way whatever they say: the gate must let one taste through only.
+    """
+    folder = tmp_path_factory.mktemp("which")
+    passed = []
+    for short in (True, False):
+        file = write(likes(short, 12, "ana", random.Random(1)), folder / f"{short}.jsonl")
+        try:
+            recipe = FspoRecipe(threads=1, shots=3)
+            fspo.run(recipe, model=tiny_model, choices=file, user="ana", out=folder / f"{short}")
+            passed.append(short)
+        except CheckFailed:
+            assert not (folder / f"{short}").exists()
+    assert len(passed) == 1
+    return passed[0]
 
 
 @pytest.fixture
-def publish(trained: Path, tmp_path: Path) -> Callable[..., Any]:
-    def run(rows: Sequence[Pair], name: str = "ana", model: Path = trained, **values: Any) -> Any:
+def publish(tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
+    def run(rows: Sequence[Pair], name: str = "ana", **values: Any) -> Any:
         file = write(rows, tmp_path / f"{name}.jsonl")
         recipe = FspoRecipe(**{"threads": 1, "shots": 3, **values})
-        return fspo.run(recipe, model=model, choices=file, user="ana", out=tmp_path / name)
+        return fspo.run(recipe, model=tiny_model, choices=file, user="ana", out=tmp_path / name)
 
     return run
 
 
-def test_the_trained_model_follows_new_peoples_shots_and_not_anothers(trained: Path) -> None:
-    from edgealign.data.encode import encode_pair
-    from edgealign.personalize.ranking import rank_choices
-
-    tok: Any = load_tokenizer(trained)
-    rng = random.Random(7)
-    own, others = [], []
-    for short in (True, False):
-        shots, asked = likes(short, 3, "new", rng), likes(short, 8, "new", rng)
-        strangers = likes(not short, 3, "other", rng)
-        for row in asked:
-            own.append(encode_pair(tok, replace(row, prompt=with_shots(row.prompt, shots))))
-            others.append(encode_pair(tok, replace(row, prompt=with_shots(row.prompt, strangers))))
-    with closing(TorchSession(trained, threads=1)) as session:
-        mine, theirs = rank_choices(session, own), rank_choices(session, others)
-    assert np.mean(mine.margins) > np.mean(theirs.margins) + 0.1
-    assert mine.accuracy > 0.8
-    assert theirs.accuracy < 0.2
-
-
-@pytest.mark.parametrize("short", [True, False])
 def test_a_user_is_published_as_their_choices_and_no_weights(
-    publish: Callable[..., Any], trained: Path, short: bool
+    publish: Callable[..., Any], tiny_model: Path, follows: bool
 ) -> None:
-    made = publish(likes(short, 12, "ana", random.Random(1)))
+    made = publish(likes(follows, 12, "ana", random.Random(1)))
     meta = made.meta
     assert (made.kind, made.manifest.format) == ("adapter", "shots")
     assert [entry.path for entry in made.manifest.files] == ["shots.jsonl"]
-    assert meta["base_digest"] == open_artifact(trained).digest
+    assert meta["base_digest"] == open_artifact(tiny_model).digest
     assert (meta["method"], meta["user"], meta["shots"]) == ("fspo", "ana", 3)
-    assert meta["held_out_after"]["margin"] >= meta["held_out_before"]["margin"]
+    before, after = meta["held_out_before"], meta["held_out_after"]
+    assert (after["accuracy"], after["margin"]) > (before["accuracy"], before["margin"])
     assert all(check.passed for check in made.manifest.checks)
     text = (made.path / "manifest.json").read_text(encoding="utf-8")
     assert "what is number" not in text
     assert "ana" not in (made.path / "shots.jsonl").read_text(encoding="utf-8")
-    shots = open_shots(made.path, trained)
-    tok: Any = load_tokenizer(trained)
+    shots = open_shots(made.path, tiny_model)
+    tok: Any = load_tokenizer(tiny_model)
     assert len(shots.prefix(tok)) == meta["prefix_tokens"]
     assert digest_ids(shots.prefix(tok)) == meta["prefix_digest"]
     assert (*shots.prefix(tok), *shots.rest(tok, ASKED)) == encode_prompt(tok, with_shots(ASKED, shots.shots))
 
 
-def test_the_newest_fitted_choices_are_published_and_none_held_out(publish: Callable[..., Any], trained: Path) -> None:
+def test_the_newest_fitted_choices_are_published_and_none_held_out(
+    publish: Callable[..., Any], tiny_model: Path, follows: bool
+) -> None:
     from edgealign.personalize.choices import split
 
-    rows = likes(True, 12, "ana", random.Random(1))
+    rows = likes(follows, 12, "ana", random.Random(1))
     fitted, _ = split(rows, share=0.25)
     made = publish(rows)
-    assert list(open_shots(made.path, trained).shots) == [replace(row, user_id=None) for row in fitted[-3:]]
+    assert list(open_shots(made.path, tiny_model).shots) == [replace(row, user_id=None) for row in fitted[-3:]]
 
 
-def test_shots_that_do_not_help_are_not_published(publish: Callable[..., Any], tmp_path: Path) -> None:
-    rows = likes(True, 12, "ana", random.Random(1))
-    from edgealign.personalize.choices import split
-
-    fitted, held_out = split(rows, share=0.25)
-    wrong = [Pair(row.prompt, row.rejected, row.chosen, row.user_id) for row in fitted]
-    by_question = {row.prompt: row for row in [*wrong, *held_out]}
+def test_shots_that_do_not_help_are_not_published(
+    publish: Callable[..., Any], tmp_path: Path, follows: bool
+) -> None:
     with pytest.raises(CheckFailed, match="no better than without the shots, not published") as caught:
-        publish([by_question[row.prompt] for row in rows])
+        publish(likes(not follows, 12, "ana", random.Random(1)))
     assert caught.value.exit_code == 1
+    assert "\n" not in caught.value.line()
     assert not (tmp_path / "ana").exists()
 
 
-def test_a_prefix_that_is_too_long_loses_its_oldest_choices(publish: Callable[..., Any], trained: Path) -> None:
-    rows = likes(True, 12, "ana", random.Random(1))
+def test_a_prefix_that_is_too_long_loses_its_oldest_choices(
+    publish: Callable[..., Any], tiny_model: Path, follows: bool
+) -> None:
+    rows = likes(follows, 12, "ana", random.Random(1))
     whole = publish(rows)
     short = publish(rows, "less", prefix_tokens=whole.meta["prefix_tokens"] - 1)
     assert (short.meta["shots"], short.meta["shots_left_out"]) == (2, 1)
-    assert open_shots(short.path, trained).shots == open_shots(whole.path, trained).shots[1:]
+    assert open_shots(short.path, tiny_model).shots == open_shots(whole.path, tiny_model).shots[1:]
     with pytest.raises(InputError, match="not one choice fits a prefix of 33 tokens"):
         publish(rows, "none", prefix_tokens=33)
 
@@ -160,20 +141,20 @@ def test_few_choices_and_a_taken_place_are_one_line(publish: Callable[..., Any],
 
 
 def test_shots_belong_to_one_model(
-    publish: Callable[..., Any], trained: Path, tiny_model: Path, tiny_lora: Any
+    publish: Callable[..., Any], follows: bool, tiny_model: Path, short_model: Path, tiny_lora: Any
 ) -> None:
-    made = publish(likes(True, 12, "ana", random.Random(1)))
+    made = publish(likes(follows, 12, "ana", random.Random(1)))
     with pytest.raises(InputError, match=r"was checked on the model [0-9a-f]{12}, this is [0-9a-f]{12}"):
-        open_shots(made.path, tiny_model)
+        open_shots(made.path, short_model)
     with pytest.raises(InputError, match="format peft, not of choices"):
         open_shots(tiny_lora(seed=1), tiny_model)
 
 
 @pytest.mark.parametrize("change", ["cut", "empty", "foreign", "absent"])
 def test_damaged_shots_are_refused_before_they_are_read(
-    publish: Callable[..., Any], trained: Path, change: str
+    publish: Callable[..., Any], tiny_model: Path, follows: bool, change: str
 ) -> None:
-    made = publish(likes(True, 12, "ana", random.Random(1)))
+    made = publish(likes(follows, 12, "ana", random.Random(1)))
     file = made.path / "shots.jsonl"
     text = file.read_text(encoding="utf-8")
     if change == "absent":
@@ -181,36 +162,36 @@ def test_damaged_shots_are_refused_before_they_are_read(
     else:
         file.write_text({"cut": text[:-20], "empty": "", "foreign": '{"text": "x"}\n'}[change], encoding="utf-8")
     with pytest.raises(ArtifactError) as caught:
-        open_shots(made.path, trained)
+        open_shots(made.path, tiny_model)
     assert "\n" not in caught.value.line()
 
 
-def test_another_template_is_noticed(publish: Callable[..., Any], trained: Path) -> None:
-    made = publish(likes(True, 12, "ana", random.Random(1)))
-    shots = open_shots(made.path, trained)
-    tok: Any = load_tokenizer(trained)
+def test_another_template_is_noticed(publish: Callable[..., Any], tiny_model: Path, follows: bool) -> None:
+    made = publish(likes(follows, 12, "ana", random.Random(1)))
+    shots = open_shots(made.path, tiny_model)
+    tok: Any = load_tokenizer(tiny_model)
     tok.chat_template = tok.chat_template.replace("turn.content", "turn.content | upper")
     with pytest.raises(InputError, match="become other tokens than when they were published"):
         shots.prefix(tok)
 
 
-def test_a_system_turn_of_its_own_is_not_lost_but_refused(publish: Callable[..., Any], trained: Path) -> None:
-    made = publish(likes(True, 12, "ana", random.Random(1)))
-    shots = open_shots(made.path, trained)
+def test_a_system_turn_of_its_own_is_not_lost_but_refused(
+    publish: Callable[..., Any], tiny_model: Path, follows: bool
+) -> None:
+    made = publish(likes(follows, 12, "ana", random.Random(1)))
+    shots = open_shots(made.path, tiny_model)
     with pytest.raises(InputError, match="has a system turn of its own"):
-        shots.rest(load_tokenizer(trained), (Message("system", "Be kind."), *ASKED))
+        shots.rest(load_tokenizer(tiny_model), (Message("system", "Be kind."), *ASKED))
 
 
 def test_the_prefix_is_fed_once_and_restored_for_each_user_in_turn(
-    publish: Callable[..., Any], trained: Path, tmp_path: Path
+    publish: Callable[..., Any], tiny_model: Path, follows: bool, tmp_path: Path
 ) -> None:
-    tok: Any = load_tokenizer(trained)
-    rng = random.Random(3)
-    found = []
-    for name, short in (("ana", True), ("ben", False)):
-        found.append(open_shots(publish(likes(short, 12, "ana", rng), name).path, trained))
+    tok: Any = load_tokenizer(tiny_model)
+    rows = likes(follows, 12, "ana", random.Random(1))
+    found = [open_shots(publish(rows, name, shots=n).path, tiny_model) for name, n in (("ana", 3), ("ben", 2))]
     states = tmp_path / "states"
-    with closing(TorchSession(trained, threads=1)) as session:
+    with closing(TorchSession(tiny_model, threads=1)) as session:
         answers = [ask(session, shots, tok, states) for shots in (found[0], found[1], found[0], found[1])]
         whole = [whole_prompt(session, shots, tok) for shots in found]
     assert [how for how, _ in answers] == ["stored", "stored", "restored", "restored"]
@@ -220,12 +201,12 @@ def test_the_prefix_is_fed_once_and_restored_for_each_user_in_turn(
 
 
 def test_a_damaged_state_is_made_again(
-    publish: Callable[..., Any], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    publish: Callable[..., Any], tiny_model: Path, follows: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tok: Any = load_tokenizer(trained)
-    shots = open_shots(publish(likes(True, 12, "ana", random.Random(1))).path, trained)
+    tok: Any = load_tokenizer(tiny_model)
+    shots = open_shots(publish(likes(follows, 12, "ana", random.Random(1))).path, tiny_model)
     states = tmp_path / "states"
-    with closing(TorchSession(trained, threads=1)) as session:
+    with closing(TorchSession(tiny_model, threads=1)) as session:
         first = ask(session, shots, tok, states)
         file = next(states.iterdir())
         file.write_bytes(file.read_bytes()[:-5])
@@ -263,15 +244,11 @@ def test_a_child_process_feeds_the_prefix_where_its_runtime_keeps_no_state_and_k
 
 @pytest.mark.runtime
 def test_a_bundle_takes_a_users_shots_and_gives_torchs_answer(
-    publish: Callable[..., Any], tiny_model: Path, tiny_bundle: Callable[[str], Path], tmp_path: Path
+    publish: Callable[..., Any], follows: bool, tiny_model: Path, tiny_bundle: Callable[[str], Path], tmp_path: Path
 ) -> None:
     from edgealign.runtimes.llamacpp import LlamaSession
 
-    rows = likes(True, 12, "ana", random.Random(1))
-    try:
-        made = publish(rows, model=tiny_model)
-    except CheckFailed:  # an untrained model: one of the two tastes is ranked no worse
-        made = publish([Pair(row.prompt, row.rejected, row.chosen, row.user_id) for row in rows], model=tiny_model)
+    made = publish(likes(follows, 12, "ana", random.Random(1)))
     tok: Any = load_tokenizer(tiny_model)
     bundle = tiny_bundle("f32")
     assert open_shots(made.path, bundle) == open_shots(made.path, tiny_model)
