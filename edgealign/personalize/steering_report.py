@@ -110,8 +110,6 @@ def draw_steering(file: Path, result: Mapping[str, Any]) -> None:
         axis.plot(strengths, [row[key] for row in everything.values()], "s-", color="black", lw=2, ms=4)
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
-    axes["perplexity"].set_yscale("log")
-    axes["perplexity"].set_ylim(1, None)
     axes["distinct"].set_xlabel("strength")
     figure.savefig(file, dpi=120, metadata={"Software": None})
 
