@@ -77,6 +77,12 @@ def publish(tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
     return run
 
 
+@pytest.fixture
+def ungated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the shots do is published: for what does not depend on it."""
+    monkeypatch.setattr(fspo, "gate", lambda *_: [])
+
+
 def test_a_user_is_published_as_their_choices_and_no_weights(
     publish: Callable[..., Any], tiny_model: Path, follows: bool
 ) -> None:
@@ -121,9 +127,9 @@ def test_shots_that_do_not_help_are_not_published(
 
 
 def test_a_prefix_that_is_too_long_loses_its_oldest_choices(
-    publish: Callable[..., Any], tiny_model: Path, follows: bool
+    publish: Callable[..., Any], tiny_model: Path, ungated: None
 ) -> None:
-    rows = likes(follows, 12, "ana", random.Random(1))
+    rows = likes(True, 12, "ana", random.Random(1))
     whole = publish(rows)
     short = publish(rows, "less", prefix_tokens=whole.meta["prefix_tokens"] - 1)
     assert (short.meta["shots"], short.meta["shots_left_out"]) == (2, 1)
@@ -185,11 +191,14 @@ def test_a_system_turn_of_its_own_is_not_lost_but_refused(
 
 
 def test_the_prefix_is_fed_once_and_restored_for_each_user_in_turn(
-    publish: Callable[..., Any], tiny_model: Path, follows: bool, tmp_path: Path
+    publish: Callable[..., Any], tiny_model: Path, ungated: None, tmp_path: Path
 ) -> None:
     tok: Any = load_tokenizer(tiny_model)
-    rows = likes(follows, 12, "ana", random.Random(1))
-    found = [open_shots(publish(rows, name, shots=n).path, tiny_model) for name, n in (("ana", 3), ("ben", 2))]
+    rng = random.Random(3)
+    found = [
+        open_shots(publish(likes(short, 12, "ana", rng), name).path, tiny_model)
+        for name, short in (("ana", True), ("ben", False))
+    ]
     states = tmp_path / "states"
     with closing(TorchSession(tiny_model, threads=1)) as session:
         answers = [ask(session, shots, tok, states) for shots in (found[0], found[1], found[0], found[1])]
