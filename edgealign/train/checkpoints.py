@@ -22,6 +22,8 @@ from transformers import TrainerCallback
 
 from edgealign.artifact import write_atomic
 from edgealign.errors import OutputError
+from edgealign.progress import is_first_process
+from edgealign.train import processes
 
 MARKER = "complete"
 PREFIX = "checkpoint-"
@@ -99,11 +101,13 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         by_time = self.every_s > 0 and now_s - self.saved_s >= self.every_s
         by_steps = self.every_steps > 0 and state.global_step % self.every_steps == 0
         at_end = state.global_step >= state.max_steps and now_s - self.started_s >= WORTH_KEEPING_S
-        if by_time or by_steps or at_end:
+        if processes.first_says(by_time or by_steps or at_end):  # saving is done together
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.state:
-            save_file(dict(self.state), self.work / f"{PREFIX}{state.global_step}" / STATE)
-        mark_complete(self.work / f"{PREFIX}{state.global_step}")
+        processes.wait()  # every process has written its part
+        if is_first_process():
+            if self.state:
+                save_file(dict(self.state), self.work / f"{PREFIX}{state.global_step}" / STATE)
+            mark_complete(self.work / f"{PREFIX}{state.global_step}")
         self.saved_s = time.monotonic()

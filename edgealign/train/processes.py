@@ -115,6 +115,16 @@ def refuse_sharding() -> None:
             )
 
 
+def first_says(mine: bool) -> bool:
+    """What process 0 says, for every process: clocks differ, and some things all do together or none."""
+    if count() == 1:
+        return mine
+    begin()
+    said = torch.tensor([int(mine)])
+    dist.broadcast(said, 0)
+    return bool(said)
+
+
 def first_then_all(make: Callable[[], T]) -> T:
     """What `make` gives, called by process 0 and then by the others: so that it may make what they find."""
     found = make() if rank() == 0 else None

@@ -107,8 +107,8 @@ def fit(
         callbacks: list[Any] = [log, saver]
         if held_out is not None and (every := history_steps(recipe)):
             callbacks.insert(0, HistoryCallback(work, every, lambda: evaluate(model, held_out, passes, label="")))
-        if not is_first_process():  # log, checkpoints and history are one file each, and process 0 writes them
-            callbacks = []
+        if not is_first_process():  # log and history are one file each, and process 0 writes them
+            callbacks = [saver]
         trainer = AlignTrainer(model, task, steps, passes, recipe, _arguments(recipe, work), callbacks)
         try:
             with tree_rows(model), compiled(model, wants_compiling(recipe, task, len(steps))), quiet_transformers():
