@@ -13,7 +13,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 class Metrics:
     def __init__(self) -> None:
         self.registry = kept = CollectorRegistry()
-        self.requests = Counter("edgealign_requests", "Requests by route and status", ["route", "status"], registry=kept)
+        self.requests = Counter("edgealign_requests", "By route and status", ["route", "status"], registry=kept)
         self.answers = Counter("edgealign_answers", "Answers by how they ended", ["finish"], registry=kept)
         self.prompt_tokens = Counter("edgealign_prompt_tokens", "Tokens of prompts that were answered", registry=kept)
         self.generated_tokens = Counter("edgealign_generated_tokens", "Tokens generated", registry=kept)

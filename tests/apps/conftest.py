@@ -94,20 +94,24 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 class Gate(ScriptedSession):
-    """A scripted session that never ends an answer and can be held: `permits` says how many steps it may still take."""
+    """A scripted session that never ends an answer and can be held: then each call needs a `permit`."""
 
     def __init__(self, vocab: int, end: int) -> None:
         super().__init__(vocab=vocab)
         self.end, self.steps = end, 0
-        self.open = threading.Event()
+        self.held = False
         self.entered = threading.Event()
-        self.open.set()
+        self._permits = threading.Semaphore(0)
 
-    def step(self, token: int) -> Any:
+    def prefill(self, tokens: Sequence[int]) -> Any:
         self.entered.set()
-        assert self.open.wait(PATIENCE_S)
+        if self.held:
+            assert self._permits.acquire(timeout=PATIENCE_S)
         self.steps += 1
-        return super().step(token)
+        return super().prefill(tokens)
+
+    def permit(self, count: int = 1) -> None:
+        self._permits.release(count)
 
     def _logits(self) -> np.ndarray[Any, Any]:
         logits = super()._logits()
@@ -119,17 +123,17 @@ EngineMaker = Callable[..., Engine]
 
 
 @pytest.fixture
-def scripted(tiny_model: Path) -> EngineMaker:
-    """`scripted(session, users=(...), queue=...)`: an engine over a session in this process, with tiny_model's words."""
+def scripted() -> EngineMaker:
+    """`scripted(session, users=(...), queue=...)`: an engine over a session in this process."""
 
     def make(
         session: Any = None, *, users: Sequence[str] = (), queue: int = 16, context: int = 512,
         reopen: Callable[[], Any] | None = None,
     ) -> Engine:  # fmt: skip
-        tokenizer = load_tokenizer(tiny_model)
+        tokenizer = load_tokenizer("starter")
         made = session or ScriptedSession(vocab=len(tokenizer))
         return Engine(
-            reopen or (lambda: made), name="script", tokenizers=(tokenizer, load_tokenizer(tiny_model)),
+            reopen or (lambda: made), name="script", tokenizers=(tokenizer, load_tokenizer("starter")),
             context=context, users={user: Path(user) for user in users}, metrics=Metrics(), queue=queue,
             facts={"runtime": "scripted", "digest": "0" * 64, "adapters": {}},
         )  # fmt: skip
@@ -138,10 +142,10 @@ def scripted(tiny_model: Path) -> EngineMaker:
 
 
 @pytest.fixture
-def gate(tiny_model: Path) -> Gate:
+def gate() -> Gate:
     from edgealign.data.encode import end_of_turn_id
 
-    tokenizer = load_tokenizer(tiny_model)
+    tokenizer = load_tokenizer("starter")
     return Gate(len(tokenizer), end_of_turn_id(tokenizer))
 
 

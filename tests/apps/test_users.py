@@ -23,6 +23,7 @@ from .conftest import EngineMaker, Served, serving
 GREEDY = Sampling(temperature=0.0, min_p=0.0, repetition_penalty=1.0, max_tokens=8)
 SHARED = "Tell me of the fox and the hen, "  # prompts share their beginning, as conversations do
 PROMPTS = tuple(SHARED + end for end in ("please.", "and of a bear.", "in short."))
+Said = tuple[str | None, str, tuple[str, ...]]
 Cold = dict[tuple[str | None, str], tuple[str, ...]]
 
 
@@ -30,16 +31,16 @@ def words(tokenizer: Any, tokens: Sequence[int]) -> tuple[str, ...]:
     return tuple(tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in tokens)
 
 
-def interleave(served: Served, count: int, users: Sequence[str | None]) -> list[tuple[str | None, str, tuple[str, ...]]]:
+def interleave(served: Served, count: int, users: Sequence[str | None]) -> list[Said]:
     """`count` requests over HTTP in random order, eight at a time; (user, prompt, tokens)."""
     asked = [(users[number % len(users)], PROMPTS[number % len(PROMPTS)]) for number in range(count)]
     random.Random(1).shuffle(asked)
 
-    async def run() -> list[tuple[str | None, str, tuple[str, ...]]]:
+    async def run() -> list[Said]:
         gate = asyncio.Semaphore(8)
         async with served.asynchronous() as client:
 
-            async def one(user: str | None, prompt: str) -> tuple[str | None, str, tuple[str, ...]]:
+            async def one(user: str | None, prompt: str) -> Said:
                 async with gate:
                     made = await client.completions.create(
                         model=served.model if user is None else f"{served.model}@{user}", prompt=prompt,
@@ -110,10 +111,10 @@ def test_interleaved_requests_in_llama_cpp_equal_cold_runs(
 def test_a_session_that_mixes_users_is_found_out(fault: str, scripted: EngineMaker, tmp_path: Path) -> None:
     """The control: the comparison above fails where it must."""
     users = [None, "u1", "u2"]
-    with serving(scripted(ScriptedSession(vocab=512, fault=fault), users=["u1", "u2"], queue=100), tmp_path) as served:
+    with serving(scripted(ScriptedSession(vocab=4096, fault=fault), users=["u1", "u2"], queue=100), tmp_path) as served:
 
         def open_cold(user: str | None) -> Any:
-            session = ScriptedSession(vocab=512)
+            session = ScriptedSession(vocab=4096)
             session.set_user(Path(user) if user else None)
             return session
 
@@ -136,10 +137,10 @@ def text_of(engine: Engine, job: Job) -> tuple[str, Answer]:
 
 
 def test_a_kept_state_is_continued_for_the_same_user_only(scripted: EngineMaker) -> None:
-    session = ScriptedSession(vocab=512)
+    session = ScriptedSession(vocab=4096)
     engine = scripted(session, users=["u1", "u2"])
     first = engine.encode_text(SHARED)
-    _, answer = text_of(engine, Job(prompt=first, sampling=GREEDY, user="u1"))
+    text_of(engine, Job(prompt=first, sampling=GREEDY, user="u1"))
     fed = list(session.tokens)
     assert fed[: len(first)] == list(first)
     following = (*fed, *engine.encode_text(PROMPTS[1]))
