@@ -1,7 +1,7 @@
 // The conversation on show: questions, answers, what can be done with each, and the answer being written.
 import { choosing, pairWritten } from "./compare.js";
 import { find, icon, iconButton, make, toast } from "./dom.js";
-import { thumbs } from "./feedback.js";
+import { asksWhy, reasons, thumbs } from "./feedback.js";
 import { render } from "./markdown.js";
 import { answer, attempt, compare, correct, emit, on, pending, say, session, turnTo, written } from "./session.js";
 import { branch, tip, verdict, versions } from "./tree.js";
@@ -40,7 +40,7 @@ function draw() {
   if (pair) shown.pop();
   const kept = new Map();
   const list = shown.map((message) => {
-    const signature = JSON.stringify([message, versions(conversation, message).length, editing === message.id, verdict(conversation, message), Boolean(run)]);
+    const signature = JSON.stringify([message, versions(conversation, message).length, editing === message.id, verdict(conversation, message), asksWhy(message), Boolean(run)]);
     const old = nodes.get(message.id);
     const node = old?.signature === signature ? old.node : turn(message);
     kept.set(message.id, { node, signature });
@@ -98,6 +98,7 @@ function answerActions(message) {
     iconButton("again", "Another answer", again, { "data-act": "again", disabled: busy }),
     others.length > 1 && iconButton("two", "Compare with the other version", act(() => comparison(message, others)), { "data-act": "two", disabled: busy }),
     facts(message),
+    asksWhy(message) && reasons(message),
   ];
 }
 

@@ -1,6 +1,6 @@
 // Thumbs, and why: the thumb counts at once, reasons and words are added to it.
 import { iconButton, make } from "./dom.js";
-import { attempt, rate } from "./session.js";
+import { attempt, on, rate, written } from "./session.js";
 
 const REASONS = {
   1: { helpful: "Helpful", correct: "Correct", good_style: "Good style", good_length: "Good length", other: "Other" },
@@ -12,12 +12,15 @@ const REASONS = {
 };
 let open = null; // id of the message whose reasons are asked for
 
+on("change", () => (open = written() ? null : open));
+export const asksWhy = (message) => open === message.id && Boolean(message.feedback);
+
 /** The two thumbs of an answer; pressed again a thumb is taken back. */
 export function thumbs(message) {
   const given = message.feedback?.rating;
   const thumb = (rating, name, label) =>
     iconButton(name, label, () => press(message, rating), { "aria-pressed": String(given === rating), "data-act": name, class: "quiet thumb" });
-  return [thumb(1, "up", "Good answer"), thumb(-1, "down", "Bad answer"), open === message.id && given ? reasons(message) : null];
+  return [thumb(1, "up", "Good answer"), thumb(-1, "down", "Bad answer")];
 }
 
 async function press(message, rating) {
@@ -27,7 +30,8 @@ async function press(message, rating) {
   if (!again) document.querySelector(`[data-message="${message.id}"] .why button`)?.scrollIntoView({ block: "nearest" });
 }
 
-function reasons(message) {
+/** What else there is to say about a thumb. */
+export function reasons(message) {
   const { rating, reasons: known, comment } = message.feedback;
   const picked = new Set(known);
   const words = make("input", { type: "text", maxlength: "500", placeholder: "In your own words (optional)", "aria-label": "Why, in your own words" });

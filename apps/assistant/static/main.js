@@ -70,7 +70,7 @@ function drawer(open = document.body.classList.contains("closed")) {
   find("#toggle").setAttribute("aria-expanded", String(open));
   find("#side").inert = !open;
   find("#main").inert = open && PHONE.matches;
-  if (open && PHONE.matches) find("#search").focus();
+  if (open && PHONE.matches) find("#new").focus(); // and not the search: that would bring up the keyboard
 }
 
 function press(event) {

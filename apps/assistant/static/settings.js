@@ -80,7 +80,7 @@ function draw() {
 function models() {
   const known = localStorage.getItem("model");
   const { model: base, models: all } = session.info;
-  const options = [["", "Whoever speaks"], ...all.map((name) => [name, name === base ? `${base} (for everybody)` : name])];
+  const options = [["", "Automatic"], ...all.map((name) => [name, name === base ? `${base} (everybody's)` : name])];
   find("#model").replaceChildren(...options.map(([value, name]) => make("option", { value, selected: value === known }, name)));
 }
 

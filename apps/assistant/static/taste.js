@@ -13,7 +13,7 @@ export function start() {
 
 export async function open() {
   const { user } = settings();
-  find("#taste-of").textContent = `Your taste, ${user}`;
+  find("#taste-of").textContent = user === "me" ? "Your taste" : `Your taste, ${user}`;
   const [pairs, rated] = await Promise.all([rows("pair"), rows("thumb")]);
   const good = rated.filter((row) => row.label).length;
   const own = session.info.models.find((name) => name === `${session.info.model}@${user}`);

@@ -28,6 +28,7 @@ DEVICES: dict[str, dict[str, Any]] = {
     "desktop": {"viewport": {"width": 1280, "height": 800}},
     "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
 }
+CLIPBOARD = ["clipboard-read", "clipboard-write"]
 WAIT_MS = 60_000
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 on_both = pytest.mark.parametrize("device", list(DEVICES))
@@ -133,7 +134,7 @@ def tab(chromium: Any, device: str) -> Iterator[TalkMaker]:
 
     def make(url: str, *, beside: Talk | None = None, ready: bool = True, on: str = device, **options: Any) -> Talk:
         context = beside.page.context if beside else chromium.new_context(
-            **{"reduced_motion": "reduce", "permissions": ["clipboard-read", "clipboard-write"], **DEVICES[on], **options}
+            **{"reduced_motion": "reduce", "permissions": CLIPBOARD, **DEVICES[on], **options}
         )  # fmt: skip
         contexts.append(context)
         page = context.new_page()

@@ -73,7 +73,7 @@ def test_stopping_keeps_what_was_said(held: Served, tab: TalkMaker, gate: Gate, 
     else:
         talk.page.keyboard.press("Escape")
     gate.permit(3)
-    talk.find(".note", ).filter(has_text="Stopped.").wait_for()
+    talk.find(".note").filter(has_text="Stopped.").wait_for()
     (entry,) = held.http.get("/api/conversations").json()
     answer = held.http.get(f"/api/conversations/{entry['id']}").json()["messages"][1]
     assert answer["facts"]["finish"] == "cancelled"
@@ -100,7 +100,7 @@ def test_an_answer_goes_on_while_another_conversation_is_read(held: Served, tab:
     talk = tab(held.url)
     talk.send("Go on.")
     talk.find(".writing .dots").wait_for()
-    talk.find("#conversations a", ).filter(has_text="An old question").click()
+    talk.find("#conversations a").filter(has_text="An old question").click()
     talk.answers.filter(has_text="An old answer").wait_for()
     assert talk.find(".writing").count() == 0
     gate.permit(8)
@@ -171,7 +171,7 @@ def test_a_long_conversation_is_followed_to_its_end_and_not_against_the_readers_
     (key,) = bring(held, [f"Paragraph {number}\n\n" * 10 for number in range(12)], title="Long")
     talk = tab(held.url)
     talk.open(f"#/c/{key}")
-    at_end = "(() => { const it = document.querySelector('#scroll'); return it.scrollHeight - it.scrollTop - it.clientHeight < 5 })()"
+    at_end = "(it => it.scrollHeight - it.scrollTop - it.clientHeight < 5)(document.querySelector('#scroll'))"
     talk.page.wait_for_function(at_end)
     talk.page.evaluate("document.querySelector('#scroll').scrollTop = 0")
     talk.button("To the end").wait_for()
@@ -186,8 +186,7 @@ def test_turns_that_no_longer_fit_are_mentioned(talk: Talk, starter: Served) -> 
     (key,) = bring(starter, [words, words] * 4, title="Long")
     talk.open(f"#/c/{key}")
     talk.ask("Short question?")
-    note = talk.find(".note").filter(has_text="outgrown the context")
-    note.wait_for()
+    talk.find(".note").filter(has_text="outgrown the context").wait_for()
 
 
 def test_a_question_that_is_too_long_says_so_and_is_not_lost(talk: Talk) -> None:
@@ -206,7 +205,7 @@ def test_the_answers_model_and_speed_are_told(talk: Talk) -> None:
 
 
 def test_the_chosen_model_answers(talk: Talk, starter: Served) -> None:
-    talk.page.get_by_label("Model that answers").select_option("starter@ana")
+    talk.page.get_by_label("Answering").select_option("starter@ana")
     talk.ask("Hello.")
     assert talk.find(".facts").inner_text().startswith("starter@ana · ")
     (entry,) = starter.http.get("/api/conversations").json()

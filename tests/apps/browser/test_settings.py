@@ -89,7 +89,7 @@ def test_the_page_follows_the_system_until_it_is_told_otherwise(
     assert talk.page.evaluate(GROUND) != as_system  # before anything has been asked of the server
     talk.page.wait_for_selector("body.ready")
     open_settings(talk)
-    talk.find("#settings").get_by_text("As the system").click()
+    talk.find("#settings").get_by_text("System", exact=True).click()
     talk.page.wait_for_function(f"{GROUND} === '{as_system}'")
 
 
