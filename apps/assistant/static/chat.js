@@ -171,7 +171,7 @@ function edit(message) {
 
 function editor(message) {
   const mine = message.role === "user";
-  const field = make("textarea", { rows: Math.min(16, message.content.split("\n").length + 2), "aria-label": mine ? "Your question" : "The answer as it should have been" });
+  const field = make("textarea", { rows: Math.min(16, message.content.split("\n").length + 2), "aria-label": mine ? "The question in other words" : "The answer as it should have been" });
   field.value = message.content;
   const close = () => {
     editing = null;

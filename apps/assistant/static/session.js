@@ -12,6 +12,7 @@ export const session = {
   failed: new Map(), // question id -> {error, text} of the last try
   skipped: new Set(), // comparisons that shall not ask again
 };
+const STORING_MS = 10_000; // how long a stopped answer may take to be stored
 const others = new BroadcastChannel("edgealign"); // the same page in other tabs
 
 export const emit = (name, detail) => events.dispatchEvent(new CustomEvent(name, { detail }));
@@ -135,7 +136,7 @@ async function write(run, question) {
 async function stored(id, run) {
   announce("Stopped.");
   if (!run.texts.left || run.compare) return;
-  for (let attempt = 0; attempt < 20; attempt++) {
+  for (const end_ms = Date.now() + STORING_MS; Date.now() < end_ms; ) {
     const found = await call("GET", `/api/conversations/${id}`).catch(() => null);
     if (!found || found.messages.some((message) => message.id === run.message)) return;
     await new Promise((resolve) => setTimeout(resolve, 50));

@@ -90,8 +90,12 @@ async function people() {
   if (!user) return;
   const found = await call("GET", "/api/conversations?limit=1000");
   const names = [...new Set([user, ...users, ...found.map((entry) => entry.user)])].sort();
-  const options = names.map((name) => make("option", { value: name, selected: name === user }, name));
-  find("#user").replaceChildren(...options, make("option", { value: NEW }, "Somebody new…"));
+  const known = [...find("#user").options].map((option) => option.value);
+  if (known.join("\n") !== [...names, NEW].join("\n")) {
+    const options = names.map((name) => make("option", { value: name }, name));
+    find("#user").replaceChildren(...options, make("option", { value: NEW }, "Somebody new…"));
+  }
+  find("#user").value = user;
 }
 
 async function speak(choice) {

@@ -171,7 +171,7 @@ def test_an_answer_is_announced_once_and_only_when_it_is_complete(talk: Talk) ->
         " if (text) window.said.push(text); }).observe(document.querySelector('#said'), {childList: true})"
     )
     talk.ask("Hello.")
-    talk.page.wait_for_function("window.said.length")
+    talk.page.wait_for_function("() => window.said.length")
     said = talk.page.evaluate("window.said")
     assert len(said) == 1
     assert said[0].split() == ["Answer:", *talk.answers.inner_text().split()]

@@ -67,7 +67,7 @@ def test_stopping_keeps_what_was_said(held: Served, tab: TalkMaker, gate: Gate, 
     talk = tab(held.url)
     talk.send("Go on.")
     gate.permit(8)
-    talk.page.wait_for_function("document.querySelector('.writing .text')?.textContent.length > 10")
+    talk.page.wait_for_function("() => document.querySelector('.writing .text')?.textContent.length > 10")
     if way == "button":
         talk.button("Stop").click()
     else:
@@ -92,7 +92,7 @@ def test_stopping_before_the_first_word_leaves_a_question_that_can_be_answered(
     talk.find(".problem").filter(has_text="no answer yet").wait_for()
     gate.permit(12)
     talk.button("Answer it").click()
-    talk.page.wait_for_function("document.querySelector('.writing .text')?.textContent.length > 10")
+    talk.page.wait_for_function("() => document.querySelector('.writing .text')?.textContent.length > 10")
 
 
 def test_an_answer_goes_on_while_another_conversation_is_read(held: Served, tab: TalkMaker, gate: Gate) -> None:
@@ -105,7 +105,7 @@ def test_an_answer_goes_on_while_another_conversation_is_read(held: Served, tab:
     assert talk.find(".writing").count() == 0
     gate.permit(8)
     talk.find("#conversations a").filter(has_text="Go on.").click()
-    talk.page.wait_for_function("document.querySelector('.writing .text')?.textContent.length > 10")
+    talk.page.wait_for_function("() => document.querySelector('.writing .text')?.textContent.length > 10")
 
 
 @on_both
@@ -131,7 +131,7 @@ def test_a_question_asked_in_other_words_is_a_branch_and_the_old_one_stays(talk:
     talk.side().get_by_role("link", name="First question").click()
     talk.answers.nth(1).wait_for()
     talk.act(talk.find(".question").first, "edit")
-    talk.page.get_by_label("Your question", exact=True).first.fill("First question, better")
+    talk.page.get_by_label("The question in other words").fill("First question, better")
     talk.button("Ask again").click()
     talk.find(".question .count").filter(has_text="2 of 2").wait_for()
     talk.find(".answer:not(.writing) [data-act=again]:enabled").wait_for(state="attached")
@@ -162,7 +162,7 @@ def test_answers_and_code_are_copied_as_they_were_written(talk: Talk, starter: S
     talk.toasted("Copied.")
     assert talk.page.evaluate("navigator.clipboard.readText()") == text
     talk.button("Copy code").click()
-    talk.page.wait_for_function("navigator.clipboard.readText().then(text => text === \"print('a < b')\")")
+    talk.page.wait_for_function("() => navigator.clipboard.readText().then(text => text === \"print('a < b')\")")
 
 
 def test_a_long_conversation_is_followed_to_its_end_and_not_against_the_readers_will(
@@ -172,12 +172,12 @@ def test_a_long_conversation_is_followed_to_its_end_and_not_against_the_readers_
     talk = tab(held.url)
     talk.open(f"#/c/{key}")
     at_end = "(it => it.scrollHeight - it.scrollTop - it.clientHeight < 5)(document.querySelector('#scroll'))"
-    talk.page.wait_for_function(at_end)
+    talk.page.wait_for_function(f"() => {at_end}")
     talk.page.evaluate("document.querySelector('#scroll').scrollTop = 0")
     talk.button("To the end").wait_for()
     assert not talk.page.evaluate(at_end)
     talk.button("To the end").click()
-    talk.page.wait_for_function(at_end)
+    talk.page.wait_for_function(f"() => {at_end}")
     assert talk.find("#bottom").is_hidden()
 
 

@@ -31,7 +31,7 @@ def test_the_chosen_answer_stays_and_the_choice_is_kept(talk: Talk, starter: Ser
     if way == "button":
         talk.find(".side").nth(1).get_by_role("button").click()
     else:
-        talk.page.wait_for_function("document.activeElement.id === 'which'")
+        talk.page.wait_for_function("() => document.activeElement.id === 'which'")
         talk.page.keyboard.press("2")
     talk.find(".note").filter(has_text="You chose this one.").wait_for()
     assert talk.answers.inner_text() == right
@@ -139,7 +139,7 @@ def test_the_taste_panel_counts_and_says_what_choices_have_in_common(talk: Talk,
 
 def test_a_user_with_an_adapter_is_told_of_it_and_answered_by_it(talk: Talk, starter: Served) -> None:
     talk.page.get_by_label("Speaking").select_option("ana")
-    talk.page.wait_for_function("document.querySelector('#user').value === 'ana'")
+    talk.page.wait_for_function("() => document.querySelector('#user').value === 'ana'")
     talk.button("Your taste").click()
     talk.find("#taste").get_by_text("You have a version of your own: starter@ana").wait_for()
     talk.page.keyboard.press("Escape")

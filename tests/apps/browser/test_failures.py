@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 def test_a_server_killed_mid_answer_is_missed_and_found_again(program: Program, tab: TalkMaker, device: str) -> None:
     talk = tab(program.url)
     talk.send("Go on.")
-    talk.page.wait_for_function("document.querySelector('.writing .text')?.textContent.length > 10")
+    talk.page.wait_for_function("() => document.querySelector('.writing .text')?.textContent.length > 10")
     said = talk.find(".writing .text").inner_text()
     program.kill()
     talk.find(".problem").filter(has_text="cut off").wait_for()
@@ -24,7 +24,7 @@ def test_a_server_killed_mid_answer_is_missed_and_found_again(program: Program, 
     program.start()
     talk.find("#banner").wait_for(state="hidden")
     talk.button("Try again").click()
-    talk.page.wait_for_function("document.querySelector('.writing .text')?.textContent.length > 10")
+    talk.page.wait_for_function("() => document.querySelector('.writing .text')?.textContent.length > 10")
     talk.button("Stop").click()
     talk.find(".note").filter(has_text="Stopped.").wait_for()
 
@@ -32,7 +32,7 @@ def test_a_server_killed_mid_answer_is_missed_and_found_again(program: Program, 
 def test_history_is_intact_after_a_kill_and_a_restart(program: Program, tab: TalkMaker) -> None:
     talk = tab(program.url)
     talk.send("Remember this.")
-    talk.page.wait_for_function("document.querySelector('.writing .text')?.textContent.length > 10")
+    talk.page.wait_for_function("() => document.querySelector('.writing .text')?.textContent.length > 10")
     talk.button("Stop").click()
     talk.find(".note").filter(has_text="Stopped.").wait_for()
     talk.act(talk.find(".answer"), "up")
@@ -53,7 +53,7 @@ def test_a_question_to_a_server_that_is_gone_stays_in_the_field(program: Program
     program.kill()
     talk.send("Is anybody there?")
     talk.find("#banner").filter(has_text="not running any more").wait_for()
-    talk.page.wait_for_function("document.querySelector('#field').value === 'Is anybody there?'")
+    talk.page.wait_for_function("() => document.querySelector('#field').value === 'Is anybody there?'")
     program.start()
     talk.find("#banner").wait_for(state="hidden")
     talk.field.press("Enter")

@@ -124,7 +124,7 @@ def test_days_are_headings_and_the_list_grows_on_demand(talk: Talk, starter: Ser
     assert talk.find("#conversations h3").first.inner_text() == "Today"
     assert len(talk.entries()) == 60
     talk.button("Show more").click()
-    talk.page.wait_for_function("document.querySelectorAll('#conversations a').length === 66")
+    talk.page.wait_for_function("() => document.querySelectorAll('#conversations a').length === 66")
     assert len(talk.find("#conversations h3").all()) == 2
 
 
@@ -161,7 +161,7 @@ def test_back_and_forward_walk_through_conversations(talk: Talk, starter: Served
 def test_an_address_of_a_conversation_that_is_gone_shows_a_new_one(talk: Talk) -> None:
     talk.open(f"#/c/{'0' * 32}")
     talk.find(".welcome").wait_for()
-    talk.page.wait_for_function("!location.hash")
+    talk.page.wait_for_function("() => !location.hash")
 
 
 def test_a_draft_survives_a_reload_and_a_look_elsewhere(talk: Talk, starter: Served) -> None:

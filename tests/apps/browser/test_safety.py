@@ -110,7 +110,7 @@ def test_the_policy_would_stop_a_script_and_this_check_can_fail(starter: Served,
     inject = "document.querySelector('#log').innerHTML = '<img src=x onerror=hit()>'"
     off = armed(tab, starter.url, bypass_csp=True)
     off.page.evaluate(inject)
-    off.page.wait_for_function("window.hits === 1")
+    off.page.wait_for_function("() => window.hits === 1")
     on = armed(tab, starter.url)
     with on.page.expect_console_message(lambda line: "Content Security" in line.text):
         on.page.evaluate(inject)

@@ -82,7 +82,7 @@ def test_the_page_follows_the_system_until_it_is_told_otherwise(
     talk = tab(starter.url, color_scheme=system)
     as_system = talk.page.evaluate(GROUND)
     talk.button("Light or dark").click()
-    talk.page.wait_for_function(f"{GROUND} !== '{as_system}'")
+    talk.page.wait_for_function(f"() => {GROUND} !== '{as_system}'")
     other = "dark" if system == "light" else "light"
     assert starter.http.get("/api/settings").json()["theme"] == other
     talk.page.reload()
@@ -90,14 +90,14 @@ def test_the_page_follows_the_system_until_it_is_told_otherwise(
     talk.page.wait_for_selector("body.ready")
     open_settings(talk)
     talk.find("#settings").get_by_text("System", exact=True).click()
-    talk.page.wait_for_function(f"{GROUND} === '{as_system}'")
+    talk.page.wait_for_function(f"() => {GROUND} === '{as_system}'")
 
 
 def test_another_tab_changes_its_colours_too(talk: Talk, tab: TalkMaker, starter: Served) -> None:
     other = tab(starter.url, beside=talk)
     before = other.page.evaluate(GROUND)
     talk.button("Light or dark").click()
-    other.page.wait_for_function(f"{GROUND} !== '{before}'")
+    other.page.wait_for_function(f"() => {GROUND} !== '{before}'")
 
 
 def test_the_settings_name_model_version_and_context(talk: Talk, starter: Served) -> None:
