@@ -20,7 +20,8 @@ export function start() {
   find("#new").addEventListener("click", begin);
   on("history", draw);
   on("state", draw);
-  on("opened", mark);
+  on("opened", () => (mark(), draw()));
+  window.addEventListener("focus", draw); // another program may have added to it
 }
 
 /** A new conversation. */

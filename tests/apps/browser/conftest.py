@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,13 +34,6 @@ CLIPBOARD = ["clipboard-read", "clipboard-write"]
 WAIT_MS = 60_000
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 on_both = pytest.mark.parametrize("device", list(DEVICES))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker("browser")
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +184,6 @@ def held(scripted: Any, gate: Any, tmp_path: Path) -> Iterator[Served]:
 
 def archive(*talks: list[str], title: str = "", user: str = "me", days_ago: float = 0) -> dict[str, Any]:
     """Conversations as `/api/import` takes them: texts of questions and answers in turn."""
-    import time
-
     found = []
     for number, texts in enumerate(talks):
         key, above, messages = uuid.uuid4().hex, None, []
@@ -220,8 +213,6 @@ class Program:
     """A server in a process of its own, to be killed and started again: `paced_server.py` over one folder and port."""
 
     def __init__(self, home: Path) -> None:
-        import socket
-
         self.home = home
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -127,8 +127,8 @@ def test_another_answer_is_another_version(talk: Talk, starter: Served) -> None:
 
 @on_both
 def test_a_question_asked_in_other_words_is_a_branch_and_the_old_one_stays(talk: Talk, starter: Served) -> None:
-    bring(starter, ["First question", "First answer", "Second question", "Second answer"])
-    talk.side().get_by_role("link", name="First question").click()
+    (key,) = bring(starter, ["First question", "First answer", "Second question", "Second answer"])
+    talk.open(f"#/c/{key}")
     talk.answers.nth(1).wait_for()
     talk.act(talk.find(".question").first, "edit")
     talk.page.get_by_label("The question in other words").fill("First question, better")

@@ -79,6 +79,7 @@ def test_export_and_import_bring_everything_back(talk: Talk, starter: Served, tm
 
 def test_one_conversation_is_exported(talk: Talk, starter: Served) -> None:
     keys = bring(starter, ["One", "Yes"], ["Two", "Yes"])
+    talk.page.reload()
     talk.side().get_by_role("link", name="Two").hover()
     with talk.page.expect_download() as downloading:
         talk.button("Export Two").click()
