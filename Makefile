@@ -27,11 +27,11 @@ install: $(VENV)/installed-run
 $(VENV)/installed-run: pyproject.toml constraints.txt
 	test -x $(PYTHON) || $(BASE) -m venv $(VENV)
 	@echo "installing into $(VENV); the first time llama.cpp is compiled, about 5 minutes on 2 cores"
-	CMAKE_ARGS="$$($(PYTHON) edgealign/runtimes/llama_flags.py)" $(PYTHON) -m pip install --quiet -c constraints.txt -e ".[gguf,onnx,executorch,merge]"
+	CMAKE_ARGS="$$($(PYTHON) edgealign/runtimes/llama_flags.py)" $(PYTHON) -m pip install --quiet -c constraints.txt -e ".[gguf,onnx,executorch,merge,app]"
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed-run
-	$(PYTHON) -m pip install --quiet -c constraints.txt -e ".[gguf,onnx,executorch,merge,dev]"
+	$(PYTHON) -m pip install --quiet -c constraints.txt -e ".[gguf,onnx,executorch,merge,app,dev]"
 	touch $@
 
 clean:

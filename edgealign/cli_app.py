@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from edgealign import recipe as recipes
-from edgealign.chat.recipes import ChatRecipe
+from edgealign.chat.recipes import AppRecipe
 from edgealign.cli_options import AdapterOption, ConfigOption, Overrides, directories, takes_recipe
 
 PORT = 8765
 
 
-@takes_recipe(ChatRecipe)
+@takes_recipe(AppRecipe)
 def app(
     *,
     bundle: Annotated[
@@ -37,7 +37,7 @@ def app(
     overrides: Overrides,
 ) -> None:
     """The assistant on this machine: a page in the browser, and OpenAI's API, over a bundle or the starter."""
-    recipe = recipes.load(ChatRecipe, config, overrides)
+    recipe = recipes.load(AppRecipe, config, overrides)
     from edgealign import apps
     from edgealign.models.builtin import NAMES
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "llama_cpp", "matplotlib", "rich.progress")
+HEAVY = ("torch", "transformers", "fastapi", "numpy", "datasets", "peft", "llama_cpp", "matplotlib", "rich.progress")
 
 
 def edgealign(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -18,7 +18,9 @@ def edgealign(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["sft", "--help"], ["chat", "--help"], ["config", "schema"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["sft", "--help"], ["chat", "--help"], ["app", "--help"], ["config", "schema"]]
+)
 def test_help_and_schema_load_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys, edgealign, edgealign.cli\n"
@@ -28,7 +30,7 @@ def test_help_and_schema_load_nothing_heavy(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip().splitlines()[-1] == "[]"
-    assert "sft" in done.stdout + done.stderr or arguments == ["chat", "--help"]
+    assert "sft" in done.stdout + done.stderr or arguments in (["chat", "--help"], ["app", "--help"])
 
 
 @pytest.mark.parametrize(

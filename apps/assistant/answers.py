@@ -23,6 +23,7 @@ from assistant.pieces import Answer, Job, Piece
 from assistant.store import Store
 from assistant.streams import unless_gone
 from edgealign.chat.conversation import fit_prompt
+from edgealign.chat.recipes import TalkRecipe
 from edgealign.data.forms import Message
 from edgealign.runtimes.recipes import Sampling
 
@@ -45,13 +46,13 @@ class Question:
 class Answerer:
     """Over one engine and one store; `default` is how tokens are drawn where neither request nor settings say it."""
 
-    def __init__(self, engine: Engine, store: Store, default: Sampling) -> None:
+    def __init__(self, engine: Engine, store: Store, default: TalkRecipe) -> None:
         self.engine, self.store, self.default = engine, store, default
 
     def settings(self) -> Json:
         """Every setting as it is in force."""
         own = {name: getattr(self.default, name) for name in SAMPLED}
-        page = {"user": DEFAULT_USER, "system": "", "theme": "system", "compare_every": 8}
+        page = {"user": DEFAULT_USER, "system": self.default.system, "theme": "system", "compare_every": 8}
         return {**page, **own, **preferences.settings(self.store)}
 
     async def answer(self, message: str, form: AnswerForm) -> AsyncGenerator[str, None]:
@@ -76,8 +77,9 @@ class Answerer:
                         if event.text:
                             yield _event({"type": "token", "text": event.text})
                         continue
-                    stored = await asyncio.to_thread(self._store, question, event, job, model, key)
                     done = True
+                    storing = asyncio.to_thread(self._store, question, event, job, model, key)
+                    stored = await asyncio.shield(storing)  # also if the page leaves just now
                     yield _event({"type": "answer", "message": stored, "dropped": question.dropped})
         finally:
             if said and not done:
@@ -136,7 +138,7 @@ class Answerer:
         if turns[-1]["role"] != "user":
             raise Fault(400, "this message is an answer; give the question above it", code="invalid_value")
         known = self.settings()
-        default = replace(self.default, **{name: known[name] for name in SAMPLED})
+        default: Sampling = replace(self.default, **{name: known[name] for name in SAMPLED})
         sampling = form.sampling(default, max_tokens=form.max_tokens or default.max_tokens)
         head = [Message("system", talk["system"])] if talk["system"] else []
         said = [Message(turn["role"], turn["content"]) for turn in turns]

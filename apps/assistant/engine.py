@@ -32,7 +32,6 @@ from edgealign.runtimes.process import ProcessSession, RuntimeCrash
 if TYPE_CHECKING:
     from edgealign.runtimes.session import Session
 
-QUEUE = 16  # requests that wait; one more is refused
 PREFILL = 512  # prompt tokens between two looks at whether the request was cancelled; llama.cpp's own n_ubatch
 
 
@@ -41,7 +40,7 @@ class Engine:
 
     def __init__(
         self, open_session: Callable[[], Session], *, name: str, tokenizers: tuple[Any, Any], context: int,
-        users: Mapping[str, Path], metrics: Metrics, facts: Mapping[str, Any], queue: int = QUEUE,
+        users: Mapping[str, Path], metrics: Metrics, facts: Mapping[str, Any], queue: int,
     ) -> None:  # fmt: skip
         self.name, self.context, self.users, self.metrics, self.facts = name, context, dict(users), metrics, dict(facts)
         self.queue = queue
@@ -156,7 +155,8 @@ class Engine:
             self.metrics.answers.labels(answer.finish).inc()
             self.metrics.prompt_tokens.inc(answer.prompt_tokens)
             self.metrics.generated_tokens.inc(answer.tokens)
-            self.metrics.ttft.observe(answer.ttft_s)
+            if answer.tokens:
+                self.metrics.ttft.observe(answer.ttft_s)
             emit(answer)
 
     def _decode(self, job: Job, emit: Emit, cancelled: Callable[[], bool]) -> Answer:
@@ -204,7 +204,7 @@ class Engine:
 
 def open_engine(
     source: str | Path, *, adapters: Mapping[str, Path] | None = None, metrics: Metrics | None = None,
-    threads: int | None = None, context: int | None = None, queue: int = QUEUE,
+    threads: int | None = None, context: int | None = None, queue: int = 16,
 ) -> Engine:  # fmt: skip
     """An engine over a bundle, with its own users, or over a model in torch; `adapters` are more users by name.
 
@@ -238,14 +238,18 @@ def open_engine(
         return ProcessSession(folder, **options)
 
     session = open_session()
-    own = session.info().get("n_ctx") or read_config(folder).get("max_position_embeddings") or DEFAULT_CONTEXT
     ready = [session]
-    return Engine(
-        lambda: ready.pop() if ready else open_session(), name=folder.resolve().name.replace("@", "-"),
-        tokenizers=(load_tokenizer(folder), load_tokenizer(folder)), context=min(int(own), context or int(own)),
-        users=users, metrics=metrics or Metrics(), queue=queue,
-        facts={"runtime": runtime, "digest": digest, "adapters": digests},
-    )  # fmt: skip
+    try:
+        own = session.info().get("n_ctx") or read_config(folder).get("max_position_embeddings") or DEFAULT_CONTEXT
+        return Engine(
+            lambda: ready.pop() if ready else open_session(), name=folder.resolve().name.replace("@", "-"),
+            tokenizers=(load_tokenizer(folder), load_tokenizer(folder)), context=min(int(own), context or int(own)),
+            users=users, metrics=metrics or Metrics(), queue=queue,
+            facts={"runtime": runtime, "digest": digest, "adapters": digests},
+        )  # fmt: skip
+    except BaseException:
+        session.close()
+        raise
 
 
 def _fed(made: Generated) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ def routes(engine: Engine, default: Sampling) -> APIRouter:
         """The base model, and `base@user` for every user with an adapter."""
         return {"object": "list", "data": [card(model) for model in engine.models()]}
 
-    @router.get("/models/{model}")
+    @router.get("/models/{model:path}")
     async def get_model(model: str) -> dict[str, Any]:
         """One model's card."""
         engine.user_of(model)

@@ -43,12 +43,12 @@ class SampledForm(BaseModel):
     max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="at most this many new tokens")
 
     def sampling(self, default: Sampling, *, max_tokens: int) -> Sampling:
-        """The whole recipe; a seed is drawn where none is given."""
+        """The whole recipe; a seed is drawn where neither the request nor the default has one."""
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if "top_p" in given:
             given["top_p"] = max(given["top_p"], 1e-9)  # 0 means the likeliest alone
-        seed = secrets.randbelow(2**31) if self.seed is None else self.seed % 2**64
+        seed = (default.seed or secrets.randbelow(2**31)) if self.seed is None else self.seed % 2**64
         return Sampling(
             **{name: given.get(name, getattr(default, name)) for name in names}, seed=seed, max_tokens=max_tokens
         )

@@ -37,7 +37,7 @@ from assistant.metrics import Metrics
 from assistant.security import OPEN_PATHS, Guard, read_token
 from assistant.store import Store
 from edgealign import __version__
-from edgealign.chat.recipes import ChatRecipe
+from edgealign.chat.recipes import AppRecipe
 from edgealign.errors import UsageError
 
 HOST = "127.0.0.1"
@@ -58,7 +58,7 @@ class Address:
 
 
 def create_app(
-    engine: Engine, store: Store, *, port: int, token: str, recipe: ChatRecipe | None = None,
+    engine: Engine, store: Store, *, port: int, token: str, recipe: AppRecipe | None = None,
     started: Callable[[Guard], object] = lambda guard: None,
 ) -> Guard:  # fmt: skip
     """The whole app behind its guard; the engine and the store are closed by who opened them.
@@ -66,7 +66,7 @@ def create_app(
     Args:
         started: called in a thread of its own when the app begins to serve.
     """
-    recipe = recipe or ChatRecipe()
+    recipe = recipe or AppRecipe()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -100,7 +100,7 @@ def create_app(
 
 def serve(
     *, source: str | Path, adapters: dict[str, Path], home: Path, port: int, token: str | None, browser: bool,
-    recipe: ChatRecipe, ready: Callable[[Address], object],
+    recipe: AppRecipe, ready: Callable[[Address], object],
 ) -> None:  # fmt: skip
     """Open everything, serve until Ctrl-C or SIGTERM, close everything. `ready` is called when requests are answered.
 
@@ -112,8 +112,10 @@ def serve(
         port = int(listening.getsockname()[1])
         with closing(Store(home)) as store:
             token = read_token(home / "token", token)
-            threads = recipe.threads or None
-            with closing(open_engine(source, adapters=adapters, threads=threads, context=recipe.context)) as engine:
+            opened = open_engine(
+                source, adapters=adapters, threads=recipe.threads or None, context=recipe.context, queue=recipe.queue
+            )
+            with closing(opened) as engine:
                 address = Address(f"http://{HOST}:{port}", token)
                 app = create_app(
                     engine, store, port=port, token=token, recipe=recipe,

@@ -43,7 +43,7 @@ def serve(home: Path, port: int, token: str, tokenizer: object) -> None:
     """The child: serve until it is killed."""
     engine = Engine(
         lambda: ScriptedSession(vocab=4096), name="script", tokenizers=(tokenizer, tokenizer), context=512, users={},
-        metrics=Metrics(), facts={"runtime": "scripted", "digest": None, "adapters": {}},
+        metrics=Metrics(), facts={"runtime": "scripted", "digest": None, "adapters": {}}, queue=16,
     )  # fmt: skip
     with server._bound(port) as listening:
         app = server.create_app(engine, Store(home), port=port, token=token)

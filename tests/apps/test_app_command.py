@@ -13,6 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from edgealign import apps
+from edgealign.errors import ToolMissing
+
 from .conftest import PATIENCE_S
 
 CANARY = "canary-4471"
@@ -94,6 +97,16 @@ def test_a_taken_port_is_named_before_a_model_is_loaded(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"port {port}" in done.stderr
     assert not (tmp_path / "home").exists()
+
+
+def test_a_wheel_carries_the_app_inside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apps, "PACKAGE", tmp_path / "edgealign")
+    with pytest.raises(ToolMissing, match="missing from this installation"):
+        apps.folder("assistant")
+    (tmp_path / "edgealign" / "_apps" / "assistant").mkdir(parents=True)
+    (tmp_path / "edgealign" / "_apps" / "assistant" / "__init__.py").touch()
+    assert apps.folder("assistant") == tmp_path / "edgealign" / "_apps"
+    assert '"apps" = "edgealign/_apps"' in (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_without_its_libraries_it_says_what_to_install(tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from assistant.engine import Engine, open_engine
-from assistant.pieces import Answer, Job, Piece
+from assistant.pieces import Job, Piece
 
 from edgealign.runtimes.generate import generate
 from edgealign.runtimes.recipes import Sampling
@@ -123,20 +123,20 @@ def test_a_session_that_mixes_users_is_found_out(fault: str, scripted: EngineMak
     assert bool(wrong) == bool(fault)
 
 
-def text_of(engine: Engine, job: Job) -> tuple[str, Answer]:
-    async def run() -> tuple[str, Answer]:
-        said = ""
-        async for event in engine.answer(job):
-            if isinstance(event, Piece):
-                said += event.text
-            else:
-                return said, event
-        raise AssertionError
+@pytest.fixture
+def text_of() -> Iterator[Callable[[Engine, Job], str]]:
+    """`text_of(engine, job)`: its answer, all in one event loop, as in a server."""
+    with asyncio.Runner() as runner:
 
-    return asyncio.run(run())
+        async def answer(engine: Engine, job: Job) -> str:
+            return "".join([event.text async for event in engine.answer(job) if isinstance(event, Piece)])
+
+        yield lambda engine, job: runner.run(answer(engine, job))
 
 
-def test_a_kept_state_is_continued_for_the_same_user_only(scripted: EngineMaker) -> None:
+def test_a_kept_state_is_continued_for_the_same_user_only(
+    scripted: EngineMaker, text_of: Callable[[Engine, Job], str]
+) -> None:
     session = ScriptedSession(vocab=4096)
     engine = scripted(session, users=["u1", "u2"])
     first = engine.encode_text(SHARED)
@@ -145,10 +145,10 @@ def test_a_kept_state_is_continued_for_the_same_user_only(scripted: EngineMaker)
     assert fed[: len(first)] == list(first)
     following = (*fed, *engine.encode_text(PROMPTS[1]))
     calls = session.calls
-    kept, _ = text_of(engine, Job(prompt=following, sampling=GREEDY, user="u1", keep=True))
+    kept = text_of(engine, Job(prompt=following, sampling=GREEDY, user="u1", keep=True))
     assert session.calls > calls  # the state was not emptied
-    cold, _ = text_of(engine, Job(prompt=following, sampling=GREEDY, user="u1"))
-    other, _ = text_of(engine, Job(prompt=following, sampling=GREEDY, user="u2", keep=True))
+    cold = text_of(engine, Job(prompt=following, sampling=GREEDY, user="u1"))
+    other = text_of(engine, Job(prompt=following, sampling=GREEDY, user="u2", keep=True))
     assert kept == cold
     assert session.tokens[: len(following)] == list(following)
     assert other != cold
@@ -157,7 +157,7 @@ def test_a_kept_state_is_continued_for_the_same_user_only(scripted: EngineMaker)
 
 @pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
 def test_memory_and_files_stay_flat_over_swaps(
-    count: int, tiny_model: Path, tiny_lora: Callable[..., Path], tmp_path: Path
+    count: int, tiny_model: Path, tiny_lora: Callable[..., Path], text_of: Callable[[Engine, Job], str]
 ) -> None:
     many = 20 if count > 100 else 3  # with more than a runtime keeps, adapters are freed and read again
     adapters = {f"user{seed}": tiny_lora(seed=seed) for seed in range(many)}
