@@ -32,7 +32,10 @@ export function start() {
   on("history", () => attempt(people));
 }
 
-export const open = () => openDialog(dialog);
+export function open() {
+  fill();
+  openDialog(dialog);
+}
 
 function row(name, label, help, input) {
   input.setAttribute("aria-describedby", `help-${name}`);
@@ -45,7 +48,7 @@ const tell = (input) => (input.nextSibling.textContent = Number(input.value).toF
 async function save({ name, value, type, validity, min, max }) {
   const number = type === "range" || type === "number";
   if (number && (value === "" || !validity.valid)) {
-    draw();
+    fill();
     return toast(`It has to be a whole number from ${min} to ${max}.`);
   }
   return changeSettings({ [name]: number ? Number(value) : value });
@@ -53,6 +56,7 @@ async function save({ name, value, type, validity, min, max }) {
 
 async function reset() {
   await changeSettings(Object.fromEntries([...FIELDS.map(([name]) => [name, null]), ["system", null]]));
+  fill();
   toast("Back to the defaults.");
 }
 
@@ -61,13 +65,18 @@ const dark = () => {
   return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 };
 
-function draw() {
+/** Show what is in force. Not while somebody is changing things: an answer on its way would undo the next change. */
+function fill() {
   const known = settings();
   for (const input of dialog.querySelectorAll("[name]")) {
     if (input.type === "radio") input.checked = known[input.name] === input.value;
-    else if (input !== document.activeElement || input.type !== "textarea") input.value = known[input.name];
+    else input.value = known[input.name];
     if (input.type === "range") tell(input);
   }
+}
+
+function draw() {
+  const known = settings();
   if (known.theme === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = known.theme;
   localStorage.setItem("theme", known.theme);

@@ -127,8 +127,8 @@ def test_the_order_of_the_tab_key_is_the_order_on_the_page(talk: Talk, starter: 
     talk.open(f"#/c/{key}")
     talk.answers.wait_for()
     talk.page.wait_for_selector("#conversations a")
-    talk.page.evaluate("document.activeElement.blur()")
-    seen: list[str] = []
+    talk.find(".skip").focus()
+    seen = ["skip"]
     for _ in range(40):
         talk.page.keyboard.press("Tab")
         name = "(at => at.id || at.dataset.act || at.className)(document.activeElement)"
