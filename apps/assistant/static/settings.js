@@ -33,6 +33,7 @@ export function start() {
 }
 
 export function open() {
+  if (!session.info) return; // the server has not answered yet
   fill();
   openDialog(dialog);
 }

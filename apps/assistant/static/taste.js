@@ -12,6 +12,7 @@ export function start() {
 }
 
 export async function open() {
+  if (!session.info) return;
   const { user } = settings();
   find("#taste-of").textContent = user === "me" ? "Your taste" : `Your taste, ${user}`;
   const [pairs, rated] = await Promise.all([rows("pair"), rows("thumb")]);
