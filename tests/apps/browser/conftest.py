@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from ..conftest import PATIENCE_S, TOKEN, Served, serving, until
+from ..conftest import TOKEN, Served, serving, until
 
 DEVICES: dict[str, dict[str, Any]] = {
     "desktop": {"viewport": {"width": 1280, "height": 800}},
@@ -210,24 +211,25 @@ def bring(served: Served, *talks: list[str], **options: Any) -> list[str]:
 
 
 class Program:
-    """A server in a process of its own, to be killed and started again: `paced_server.py` over one folder and port."""
+    """A server in a process of its own, to be killed and started again over one folder and port."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, forks: subprocess.Popen[str], home: Path) -> None:
+        self.forks, self.home, self.pid = forks, home, 0
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.start()
 
     def start(self) -> None:
-        program = Path(__file__).with_name("paced_server.py")
-        self.process = subprocess.Popen([sys.executable, str(program), str(self.home), str(self.port), TOKEN])
+        assert self.forks.stdin
+        assert self.forks.stdout
+        print(self.home, self.port, sep="\t", file=self.forks.stdin, flush=True)
+        self.pid = int(self.forks.stdout.readline())
         until(self._answers)
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(PATIENCE_S)
+        os.kill(self.pid, signal.SIGKILL)
+        until(lambda: not self._answers())
 
     def _answers(self) -> bool:
         try:
@@ -236,8 +238,21 @@ class Program:
             return False
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    """The program that forks servers; it imports everything once."""
+    program = str(Path(__file__).with_name("paced_server.py"))
+    command = [sys.executable, program, TOKEN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        yield running
+
+
 @pytest.fixture
-def program(chromium: Any, tmp_path: Path) -> Iterator[Program]:
-    running = Program(tmp_path / "home")
-    yield running
-    running.kill()
+def program(chromium: Any, forks: subprocess.Popen[str], tmp_path: Path) -> Iterator[Program]:
+    running = Program(forks, tmp_path / "home")
+    try:
+        running.start()
+        yield running
+    finally:
+        if running.pid:
+            os.kill(running.pid, signal.SIGKILL)

@@ -1,15 +1,17 @@
-"""A server in its own process whose answers never end: 20 tokens a second, until the context is full.
+"""Servers to be killed, whose answers never end: 20 tokens a second, until the context is full.
 
-    python paced_server.py HOME PORT TOKEN
+    python paced_server.py TOKEN < lines        each line, HOME tab PORT, forks a server; answered with its pid
 
-What is tested with it is the page when the server is killed; a model would end its answers when it likes.
+What is tested with it is the page when the server is killed; a model would end its answers when it likes, and its
+start would last seconds.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +48,28 @@ class Paced(ScriptedSession):
         return logits
 
 
-def main(home: Path, port: int, token: str) -> None:
+def main(token: str) -> None:
     tokenizer = load_tokenizer("starter")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
+    for line in sys.stdin:
+        home, port = line.rstrip("\n").split("\t")
+        child = os.fork()
+        if not child:
+            serve(Path(home), int(port), token, tokenizer)
+        print(child, flush=True)
+
+
+def serve(home: Path, port: int, token: str, tokenizer: Any) -> None:
+    """The child: serve until it is killed."""
     engine = Engine(
         lambda: Paced(len(tokenizer), end_of_turn_id(tokenizer)), name="paced", tokenizers=(tokenizer, tokenizer),
         context=4096, users={}, metrics=Metrics(), facts={"runtime": "scripted", "digest": None, "adapters": {}},
     )  # fmt: skip
-    with server._bound(port) as listening, closing(Store(home)) as store, closing(engine):
-        app = server.create_app(engine, store, port=port, token=token)
+    with server._bound(port) as listening:
+        app = server.create_app(engine, Store(home), port=port, token=token)
         uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, ws="none")).run(sockets=[listening])
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1])
