@@ -64,6 +64,7 @@ def serve(home: Path, port: int, token: str, tokenizer: Any) -> None:
     engine = Engine(
         lambda: Paced(len(tokenizer), end_of_turn_id(tokenizer)), name="paced", tokenizers=(tokenizer, tokenizer),
         context=4096, users={}, metrics=Metrics(), facts={"runtime": "scripted", "digest": None, "adapters": {}},
+        queue=16,
     )  # fmt: skip
     with server._bound(port) as listening:
         app = server.create_app(engine, Store(home), port=port, token=token)
