@@ -137,7 +137,7 @@ def test_everybody_sees_their_own_conversations(talk: Talk, starter: Served) -> 
     talk.page.get_by_label("Speaking").select_option("ana")
     wait_for_entries(talk, ["Hers"])
     talk.page.get_by_label("Speaking").select_option(label="Somebody new…")
-    talk.page.get_by_label("Name").fill("Zoë")
+    talk.page.get_by_label("Name", exact=True).fill("Zoë")
     talk.page.keyboard.press("Enter")
     wait_for_entries(talk, [])
     assert starter.http.get("/api/settings").json()["user"] == "Zoë"
