@@ -12,9 +12,9 @@ quickstart: $(VENV)/installed-run
 test: $(VENV)/installed-dev lint
 	$(PYTHON) -m pytest -q -m "not gpu" --support check
 
-# The tier to keep open in another window: no native runtime, no slow test.
+# The tier to keep open in another window: no native runtime, no browser, no slow test.
 unit: $(VENV)/installed-dev
-	$(PYTHON) -m pytest -q -m "not gpu and not slow and not runtime"
+	$(PYTHON) -m pytest -q -m "not gpu and not slow and not runtime and not browser"
 
 lint: $(VENV)/installed-dev
 	$(PYTHON) -m ruff check .

@@ -1,0 +1,192 @@
+// What the page knows, and everything that changes it: the conversation on show, answers being written, settings.
+// Views listen for "change" (anything), "token" (an answer grew) and "history" (the list of conversations).
+import { announce, toast } from "./dom.js";
+import { ApiError, call, stream } from "./api.js";
+import { branch, waiting } from "./tree.js";
+
+export const events = new EventTarget();
+export const session = {
+  info: null, // GET /api/state
+  conversation: null, // with all its messages; null: a new one
+  writing: new Map(), // conversation id -> the answer that is being written
+  failed: new Map(), // question id -> {error, text} of the last try
+  skipped: new Set(), // comparisons that shall not ask again
+};
+const STORING_MS = 10_000; // how long a stopped answer may take to be stored
+const others = new BroadcastChannel("edgealign"); // the same page in other tabs
+
+export const emit = (name, detail) => events.dispatchEvent(new CustomEvent(name, { detail }));
+export const on = (name, listener) => events.addEventListener(name, listener);
+export const settings = () => session.info.settings;
+export const written = () => session.writing.get(session.conversation?.id);
+
+/** Tell the views, and the other tabs, that something is different. */
+export function changed(id = session.conversation?.id) {
+  emit("change");
+  emit("history");
+  others.postMessage({ id });
+}
+
+others.onmessage = async ({ data }) => {
+  emit("history");
+  if (data.id === "settings") await loadState();
+  if (!data.id || data.id !== session.conversation?.id || written()) return;
+  await reload().catch((error) => error.status === 404 && show(null)); // deleted over there
+};
+
+/** Run what a button asks for; what goes wrong is said. */
+export async function attempt(action) {
+  try {
+    return await action();
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    toast(error.message);
+    return undefined;
+  }
+}
+
+export async function loadState() {
+  session.info = await call("GET", "/api/state");
+  emit("state");
+}
+
+export async function changeSettings(values) {
+  await call("PUT", "/api/settings", values);
+  await loadState();
+  others.postMessage({ id: "settings" });
+}
+
+/** Show a conversation, or a new one. */
+export async function show(id) {
+  session.conversation = id ? await call("GET", `/api/conversations/${id}`) : null;
+  emit("opened");
+  emit("change");
+}
+
+export async function reload(id = session.conversation?.id) {
+  const found = await call("GET", `/api/conversations/${id}`);
+  if (session.conversation?.id === id) session.conversation = found;
+  emit("change");
+  return found;
+}
+
+/** Ask: a question under the end of the branch, or `parent`'s branch when an earlier question is asked in other words. */
+export async function say(content, { parent, compare = false } = {}) {
+  let conversation = session.conversation;
+  if (!conversation) {
+    conversation = session.conversation = await call("POST", "/api/conversations", {});
+    emit("opened");
+  }
+  const above = parent === undefined ? answerOnShow(conversation) : parent;
+  const question = await call("POST", `/api/conversations/${conversation.id}/messages`, { content, parent: above });
+  await reload(conversation.id);
+  changed(conversation.id);
+  return answer(conversation.id, question.id, { compare: compare || dueForChoice() });
+}
+
+function answerOnShow(conversation) {
+  const last = branch(conversation).at(-1);
+  return last?.role === "user" ? last.parent : (last?.id ?? null);
+}
+
+/** Whether this answer is the nth since the last choice, as the settings want it. */
+function dueForChoice() {
+  const every = settings().compare_every;
+  const count = (Number(localStorage.getItem("answers")) || 0) + 1;
+  localStorage.setItem("answers", every && count >= every ? 0 : count);
+  return every > 0 && count >= every;
+}
+
+/** Have a question answered, once or by two answers to choose from. Again: another version. */
+export async function answer(id, question, { compare = false } = {}) {
+  if (session.writing.has(id)) return;
+  const run = { question, compare, texts: { left: "", right: "" }, message: null, abort: new AbortController() };
+  session.writing.set(id, run);
+  session.failed.delete(question);
+  emit("change");
+  try {
+    await write(run, question);
+  } catch (error) {
+    if (error.name === "AbortError") await stored(id, run);
+    else if (error instanceof ApiError) session.failed.set(question, { error, text: run.texts.left });
+    else throw error;
+  } finally {
+    session.writing.delete(id);
+    await reload(id).catch(() => emit("change"));
+    changed(id);
+  }
+}
+
+async function write(run, question) {
+  const known = localStorage.getItem("model");
+  const model = session.info.models.includes(known) ? { model: known } : {};
+  const path = `/api/messages/${question}/${run.compare ? "comparisons" : "answers"}`;
+  for await (const event of stream(path, run.compare ? {} : model, run.abort.signal)) {
+    const side = event.side ?? "left";
+    if (event.type === "start") run.message = event.message;
+    else if (event.type === "again") run.texts[side] = "";
+    else if (event.type === "token") run.texts[side] += event.text;
+    else if (event.type === "answer") announce(`Answer: ${event.message.content}`);
+    else if (event.type === "comparison") announce("Two answers are there. Which is more you?");
+    emit("token", run);
+  }
+}
+
+/** Wait until the server has stored what was said before it was stopped. */
+async function stored(id, run) {
+  announce("Stopped.");
+  if (!run.texts.left || run.compare) return;
+  for (const end_ms = Date.now() + STORING_MS; Date.now() < end_ms; ) {
+    const found = await call("GET", `/api/conversations/${id}`).catch(() => null);
+    if (!found || found.messages.some((message) => message.id === run.message)) return;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+export function stop() {
+  written()?.abort.abort();
+}
+
+/** The comparison to show in place of the last answer, unless it was put off. */
+export function pending() {
+  if (!session.conversation || written()) return null;
+  const pair = waiting(session.conversation);
+  return pair && !session.skipped.has(pair.id) ? pair : null;
+}
+
+export async function choose(pair, choice) {
+  await call("PUT", `/api/comparisons/${pair.id}/choice`, { choice });
+  await reload();
+  changed();
+}
+
+export function skip(pair) {
+  session.skipped.add(pair.id);
+  emit("change");
+}
+
+/** Put two answers that are there already side by side. */
+export async function compare(left, right) {
+  await call("POST", "/api/comparisons", { left, right });
+  await reload();
+}
+
+/** Another branch. */
+export async function turnTo(message) {
+  session.conversation = await call("PATCH", `/api/conversations/${session.conversation.id}`, { head: message.id });
+  changed();
+}
+
+export async function rate(message, feedback) {
+  const path = `/api/messages/${message.id}/feedback`;
+  const found = feedback ? await call("PUT", path, feedback) : await call("DELETE", path);
+  message.feedback = found.feedback;
+  changed();
+}
+
+/** The answer as it should have been: a preference for the edit. */
+export async function correct(message, content) {
+  await call("POST", `/api/messages/${message.id}/edit`, { content });
+  await reload();
+  changed();
+}
