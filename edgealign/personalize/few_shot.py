@@ -262,9 +262,10 @@ def checks(result: dict[str, Any]) -> list[Check]:
         note = "lowest gain at any number of choices"
         found.append(Check(f"{kind}: no harm", worst, -CHANCE_POINTS, worst >= -CHANCE_POINTS, note))
         for control in ("another user's", "shuffled"):
-            most = max(gain["mean"] for gain in lore[control].values())
+            most = max(gain["low"] for gain in lore[control].values())
+            note = "lower end of the highest gain's interval"
             good = most <= CHANCE_POINTS
-            found.append(Check(f"{kind}: {control} choices do not help", most, CHANCE_POINTS, good, "highest gain"))
+            found.append(Check(f"{kind}: {control} choices do not help", most, CHANCE_POINTS, good, note))
     return found + said_checks(result["said"])
 
 

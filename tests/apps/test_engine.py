@@ -147,7 +147,7 @@ def test_metrics_count_what_was_done(scripted_server: Served) -> None:
     http_client.get("/v1/models/nobody")
     text = http_client.get("/metrics").text
     assert 'edgealign_requests_total{route="/v1/completions",status="200"} 3.0' in text
-    assert 'edgealign_requests_total{route="/v1/models/{model}",status="404"} 1.0' in text
+    assert 'edgealign_requests_total{route="/v1/models/{model:path}",status="404"} 1.0' in text
     assert "edgealign_swap_seconds_count 1.0" in text
     assert "edgealign_ttft_seconds_count 3.0" in text
     assert "ana" not in text

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ..conftest import Served
+from ..conftest import Served, until
 from .conftest import Talk, bring, on_both
 
 pytestmark = pytest.mark.browser
@@ -93,8 +93,13 @@ def test_a_thumb_counts_at_once_and_its_reasons_are_added(talk: Talk, starter: S
     talk.page.get_by_label("Why, in your own words").fill("Get to the point")
     talk.button("Done").click()
     talk.find(".why").wait_for(state="detached")
-    feedback = starter.http.get(f"/api/conversations/{key}").json()["messages"][1]["feedback"]
-    assert (feedback["rating"], feedback["reasons"], feedback["comment"]) == (-1, ["too_long"], "Get to the point")
+    wanted = {"rating": -1, "reasons": ["too_long"], "comment": "Get to the point"}
+
+    def stored() -> bool:
+        feedback = starter.http.get(f"/api/conversations/{key}").json()["messages"][1]["feedback"]
+        return {name: feedback[name] for name in wanted} == wanted
+
+    until(stored)
     assert talk.button("Bad answer").get_attribute("aria-pressed") == "true"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ..conftest import Served
+from ..conftest import Served, until
 from .conftest import Talk, TalkMaker, on_both
 
 pytestmark = pytest.mark.browser
@@ -35,8 +35,12 @@ def test_every_setting_is_explained_and_stored(talk: Talk, starter: Served) -> N
         help_text = talk.find(f"#{talk.find(f'#set-{name}').get_attribute('aria-describedby')}")
         assert len(help_text.inner_text()) > 20
         change(talk, name, str(value))
-    known = starter.http.get("/api/settings").json()
-    assert {name: known[name] for name in values} == values
+
+    def stored() -> bool:
+        known = starter.http.get("/api/settings").json()
+        return {name: known[name] for name in values} == values
+
+    until(stored)
     talk.page.reload()
     open_settings(talk)
     assert float(talk.find("#set-temperature").input_value()) == 0.5
