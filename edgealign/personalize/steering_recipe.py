@@ -8,8 +8,8 @@ from edgealign.recipe import option
 
 STRENGTH = 2.0  # demo.py of arXiv 2401.11458; its other programs take 3 and 5
 PLAUSIBLE = 0.8  # what its model.py uses everywhere
-# Its programs draw and mask at 0.5, which leaves a sharp distribution a token or two. In a trial on ten prompts of an
-# earlier build of the starter, formal and cheerful answers moved further at 1.
+# Its programs draw and mask at 0.5, which leaves a sharp distribution one or two tokens. In a trial on ten prompts with
+# an earlier build of the starter, formal and cheerful answers moved further at 1.
 MASK_TEMPERATURE = 1.0
 MAX_STRENGTH = 20.0
 
