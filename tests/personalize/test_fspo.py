@@ -176,7 +176,9 @@ def test_another_template_is_noticed(publish: Callable[..., Any], tiny_model: Pa
     made = publish(likes(follows, 12, "ana", random.Random(1)))
     shots = open_shots(made.path, tiny_model)
     tok: Any = load_tokenizer(tiny_model)
-    tok.chat_template = tok.chat_template.replace("turn.content", "(turn.content ~ ' ')")
+    changed = tok.chat_template.replace(r"turn.role ~ '\n'", r"turn.role ~ '\n\n'")
+    assert changed != tok.chat_template
+    tok.chat_template = changed
     with pytest.raises(InputError, match="become other tokens than when they were published"):
         shots.prefix(tok)
 
