@@ -2,8 +2,8 @@
 
 An answer is a vector of m planes, two numbers each; in plane j the score of two answers is the area between their
 vectors, a_j(y1) b_j(y2) - b_j(y1) a_j(y2): it turns its sign with the answers, but need not be a difference of rewards.
-A user prefers y1 by sum_j gate_j area_j; the gates are everybody's plus the user's own, which have the prior
-N(0, 1 / precision) and are found by LoRe's Newton.
+A user prefers y1 by sum_j gate_j area_j; the gates are everybody's plus ways u, where u has the prior
+N(0, 1 / precision) and is found by LoRe's Newton. `ways` is how the seen users' gates differ (empirical Bayes).
 
 As in the paper: skew-symmetric planes, the logistic loss. Ours: linear embeddings of frozen features *with* a constant
 (a plane with (w.y, 1) is Bradley-Terry, which is therefore included), no normalisation of the vectors (it would undo
@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from edgealign.personalize.heads import Choices, Floats, State, learn_calibrated, minimise
-from edgealign.personalize.lore import fit_users
+from edgealign.personalize.lore import fit_population, fit_ragged, fit_users
 
-PLANES, STEPS, RIDGE = 8, 100, 1e-3
+PLANES, STEPS, RIDGE = 8, 150, 1e-3
 TURNING = 10.0  # how much dearer circles are than rewards: most tastes have none
-PRECISIONS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0, 1e4)  # the last: nobody has gates of their own
+EM_ROUNDS = 10
+PRECISIONS = (0.5, 0.7, 1.0, 1.5, 2.0, 4.0, 8.0, 1e4)  # the last: nobody has gates of their own
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class General:
     first_constant: Annotated[Floats, "M"]
     second_constant: Annotated[Floats, "M"]
     gates: Annotated[Floats, "M"]
+    ways: Annotated[Floats, "M M"]
     scale: Annotated[Floats, "F"]
     precision: float = 1.0
     name: ClassVar[str] = "gpm"
@@ -52,12 +54,13 @@ class General:
     def fit(self, choices: Choices) -> State:
         areas = self._areas(choices)
         offset = areas @ torch.from_numpy(self.gates)
-        fitted = fit_users(torch.cat([offset[:, None], areas], 1)[None], precision=self.precision)
+        projected = torch.cat([offset[:, None], areas @ torch.from_numpy(self.ways)], 1)
+        fitted = fit_users(projected[None], precision=self.precision)
         found: State = fitted.weights[0].astype(np.float32)
         return found
 
     def margins(self, state: State, pairs: Choices) -> Floats:
-        found: Floats = self._areas(pairs).numpy() @ (self.gates + state.astype(np.float64))
+        found: Floats = self._areas(pairs).numpy() @ (self.gates + self.ways @ state.astype(np.float64))
         return found
 
     def _areas(self, choices: Choices) -> Tensor:
@@ -67,11 +70,13 @@ class General:
 
 
 def _areas(chosen: Tensor, rejected: Tensor, first: Tensor, second: Tensor, one: Tensor, two: Tensor) -> Tensor:
-    return (chosen @ first + one) * (rejected @ second + two) - (chosen @ second + two) * (rejected @ first + one)
+    here, there = chosen @ first + one, rejected @ first + one
+    found: Tensor = here * (rejected @ second + two) - (chosen @ second + two) * there
+    return found
 
 
 def _learn(choices: Choices, *, seed: int, planes: int) -> General:
-    """Planes, everybody's gates and the seen users' own, together; they start as random Bradley-Terry directions."""
+    """Planes, everybody's gates and the seen users' own, together."""
     scale = choices.gaps.std(0).clip(min=1e-9)
     chosen, rejected = choices.scaled(scale)
     names, place = np.unique(choices.users, return_inverse=True)
@@ -79,12 +84,13 @@ def _learn(choices: Choices, *, seed: int, planes: int) -> General:
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
-        drawn: Tensor = 0.3 * torch.randn(*shape, generator=generator, dtype=torch.float64) / float(width) ** 0.5
+        drawn: Tensor = 0.3 * torch.randn(*shape, generator=generator, dtype=torch.float64) / width**0.5
         return drawn
 
-    # The first side is small, the second nearly the constant 1.
-    first, second, zero = random(width, planes), random(width, planes) * 0.3, torch.zeros(planes, dtype=torch.float64)
-    parts = [first, second, zero, zero + 1, zero + 0.5, torch.zeros(len(names), planes, dtype=torch.float64)]
+    # The first side is small, the second nearly the constant 1: rewards; one plane is everybody's.
+    left, right, zero = random(width, planes), random(width, planes) * 0.3, torch.zeros(planes, dtype=torch.float64)
+    left[:, 0] = 2 * fit_population(chosen - rejected, RIDGE)
+    parts = [left, right, zero, zero + 1, zero + 0.5, torch.zeros(len(names), planes, dtype=torch.float64)]
 
     def loss() -> Tensor:
         own = parts[5]
@@ -94,5 +100,12 @@ def _learn(choices: Choices, *, seed: int, planes: int) -> General:
         value: Tensor = fit + 0.5 * RIDGE * shared
         return value
 
-    found = [part.numpy() for part in minimise(parts, loss, STEPS)]
-    return General(found[0], found[1], found[2], found[3], found[4], scale)
+    found = minimise(parts, loss, STEPS)
+    areas, gates, ways = _areas(chosen, rejected, *found[:4]), found[4], torch.eye(planes, dtype=torch.float64)
+    for _ in range(EM_ROUNDS):
+        fitted = fit_ragged(areas, who, gates, ways, len(names))
+        weights = torch.from_numpy(fitted.weights)
+        spread = torch.cov(weights.T).reshape(planes, planes) + torch.from_numpy(fitted.covariance).mean(0)
+        gates, ways = gates + ways @ weights.mean(0), ways @ torch.linalg.cholesky(spread)
+    first, second, one, two = (part.numpy() for part in found[:4])
+    return General(first, second, one, two, gates.numpy(), ways.numpy(), scale)

@@ -150,7 +150,7 @@ def learn_basis(gaps: Floats, users: npt.NDArray[np.int64], *, rank: int, ridge:
         mean, directions = _learn(x[~held], who[~held], len(names), rank, ridge)
         losses = []
         for size in REACHES:
-            weights = torch.from_numpy(_fit_ragged(x[~held], who[~held], mean, size * directions, len(names)).weights)
+            weights = torch.from_numpy(fit_ragged(x[~held], who[~held], mean, size * directions, len(names)).weights)
             margin = x[held] @ mean + ((x[held] @ (size * directions)) * weights[who[held]]).sum(1)
             losses.append(float(torch.nn.functional.softplus(-margin).mean()))
         reach = REACHES[int(np.argmin(losses))]
@@ -167,9 +167,9 @@ def _learn(x: Tensor, who: Tensor, count: int, rank: int, ridge: float) -> tuple
     _, sizes, right = torch.linalg.svd(by_user - by_user.mean(0), full_matrices=False)
     directions = (right[:rank] * (sizes[:rank, None] / sizes[0].clamp(min=1e-12))).T.contiguous()
     for _ in range(EM_ROUNDS):
-        fitted = _fit_ragged(x, who, mean, directions, count)
+        fitted = fit_ragged(x, who, mean, directions, count)
         mean, directions = _refine(x, who, mean, directions, torch.from_numpy(fitted.weights), ridge)
-        fitted = _fit_ragged(x, who, mean, directions, count)
+        fitted = fit_ragged(x, who, mean, directions, count)
         weights = torch.from_numpy(fitted.weights)
         middle = weights.mean(0)
         spread = torch.cov(weights.T).reshape(rank, rank) + torch.from_numpy(fitted.covariance).mean(0)
@@ -225,7 +225,7 @@ def fit_population(x: Tensor, ridge: float) -> Tensor:
     return weights
 
 
-def _fit_ragged(x: Tensor, who: Tensor, mean: Tensor, directions: Tensor, count: int) -> Fitted:
+def fit_ragged(x: Tensor, who: Tensor, mean: Tensor, directions: Tensor, count: int) -> Fitted:
     """Users with different numbers of choices: padded to the longest."""
     projected = torch.cat([(x @ mean)[:, None], x @ directions], 1)
     order = torch.argsort(who, stable=True)

@@ -60,5 +60,5 @@ def test_one_plane_of_a_direction_and_a_constant_is_bradley_terry():
     rng = np.random.default_rng(0)
     weights, pairs = rng.normal(size=5), Choices(*rng.normal(size=(2, 40, 5)), np.zeros(40, dtype=np.int64))
     zero = np.zeros((5, 1))
-    head = General(weights[:, None], zero, np.zeros(1), np.ones(1), np.ones(1), np.ones(5))
+    head = General(weights[:, None], zero, np.zeros(1), np.ones(1), np.ones(1), np.eye(1), np.ones(5))
     assert head.margins(np.zeros(1, dtype=np.float32), pairs) == pytest.approx(pairs.gaps @ weights)
