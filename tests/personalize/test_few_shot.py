@@ -100,7 +100,7 @@ def test_choices_that_are_not_the_users_do_not_help(control: str, distinct, alik
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL.populations)
 def test_ours_is_never_worse_than_the_released_few_shot_step(kind: str, material) -> None:
-    """Ties within one standard error are allowed. Where users are alike the released step does harm."""
+    """Within two standard errors of 30 users. Where users are alike the released step does harm."""
     seen, unseen = material.pool.split(0.6, 0)
     taught, _ = TextUsers.draw(material.pool, kind, 200, seed=0, part=0).choose(seen, 30, seed=0, flips=0.1)
     people = TextUsers.draw(material.pool, kind, 30, seed=0, part=1).people(seen, unseen, asked=60, flips=0.1, seed=0)
@@ -109,7 +109,7 @@ def test_ours_is_never_worse_than_the_released_few_shot_step(kind: str, material
         found[name] = curve(few_shot.learn(HEADS.load(name), taught, SMALL, 0), people, (0, 1, 4, 16, 32))
     for k in (1, 4, 16, 32):
         gaps = found["lore"][k] - found["lore-released"][k]
-        assert gaps.mean() >= -gaps.std() / len(gaps) ** 0.5
+        assert gaps.mean() >= -2 * gaps.std() / len(gaps) ** 0.5
     if kind == "positive-10":
         assert (found["lore-released"][1] - found["lore-released"][0]).mean() < -0.01
 
