@@ -172,7 +172,7 @@ def routes(engine: Engine, store: Store, answerer: Answerer, metrics: Metrics) -
     def import_all(form: Archive) -> dict[str, int]:
         return transfer.import_all(store, form)
 
-    @router.delete("/users/{user}", response_model=Forgotten)
+    @router.delete("/users/{user:path}", response_model=Forgotten)
     def forget(user: User) -> dict[str, int]:
         return {"conversations": transfer.forget(store, user)}
 

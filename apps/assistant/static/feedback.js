@@ -11,8 +11,10 @@ const REASONS = {
   },
 };
 let open = null; // id of the message whose reasons are asked for
+let draft = null; // words that are being typed there: the answer to a reason that was pressed draws the form anew
 
 on("change", () => (open = written() ? null : open));
+const begin = (id) => ([open, draft] = [id, null]);
 export const asksWhy = (message) => open === message.id && Boolean(message.feedback);
 
 /** The two thumbs of an answer; pressed again a thumb is taken back. */
@@ -25,7 +27,7 @@ export function thumbs(message) {
 
 async function press(message, rating) {
   const again = message.feedback?.rating === rating;
-  open = again ? null : message.id;
+  begin(again ? null : message.id);
   await attempt(() => rate(message, again ? null : { rating, reasons: [], comment: "" }));
   if (!again) document.querySelector(`[data-message="${message.id}"] .why button`)?.scrollIntoView({ block: "nearest" });
 }
@@ -35,15 +37,17 @@ export function reasons(message) {
   const { rating, reasons: known, comment } = message.feedback;
   const picked = new Set(known);
   const words = make("input", { type: "text", maxlength: "500", placeholder: "In your own words (optional)", "aria-label": "Why, in your own words" });
-  words.value = comment;
+  words.value = draft ?? comment;
+  words.oninput = () => (draft = words.value);
   const keep = (more) => attempt(() => rate(message, { rating, reasons: [...picked], comment: words.value.trim(), ...more }));
   const toggle = (reason) => {
     if (!picked.delete(reason)) picked.add(reason);
     return keep();
   };
   const close = () => {
-    open = null;
-    return keep();
+    const kept = keep();
+    begin(null);
+    return kept;
   };
   const chips = Object.entries(REASONS[rating]).map(([reason, name]) =>
     make("button", { type: "button", class: "chip", "aria-pressed": String(picked.has(reason)), "data-act": `why-${reason}`, onclick: () => toggle(reason) }, name));
