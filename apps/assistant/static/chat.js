@@ -13,10 +13,11 @@ const scroller = find("#scroll");
 let editing = null; // id of the message that is being edited
 let nodes = new Map(); // message id -> {node, signature}
 let frame = null;
+let opened = true; // a conversation that was just opened is shown from its end
 
 export function start() {
   on("change", draw);
-  on("opened", () => ((editing = null), (nodes = new Map()), requestAnimationFrame(toEnd)));
+  on("opened", () => ((editing = null), (nodes = new Map()), (opened = true)));
   on("token", ({ detail }) => detail === written() && (frame ??= requestAnimationFrame(drawWriting)));
   scroller.addEventListener("scroll", showWayDown, { passive: true });
   find("#bottom").addEventListener("click", toEnd);
@@ -30,8 +31,9 @@ export function editLast() {
 }
 
 function draw() {
-  const follow = nearEnd();
+  const follow = opened || nearEnd();
   const place = focused();
+  opened = false;
   const { conversation } = session;
   const run = written();
   const shown = conversation ? branch(conversation) : [];

@@ -50,10 +50,18 @@ export async function loadState() {
   emit("state");
 }
 
-export async function changeSettings(values) {
-  await call("PUT", "/api/settings", values);
-  await loadState();
-  others.postMessage({ id: "settings" });
+let changing = Promise.resolve();
+
+/** Until settings that were changed are in force: what is asked next shall see them. */
+export const settled = () => changing.catch(() => {});
+
+export function changeSettings(values) {
+  changing = settled().then(async () => {
+    await call("PUT", "/api/settings", values);
+    await loadState();
+    others.postMessage({ id: "settings" });
+  });
+  return changing;
 }
 
 /** Show a conversation, or a new one. */
@@ -72,6 +80,7 @@ export async function reload(id = session.conversation?.id) {
 
 /** Ask: a question under the end of the branch, or `parent`'s branch when an earlier question is asked in other words. */
 export async function say(content, { parent, compare = false } = {}) {
+  await settled();
   let conversation = session.conversation;
   if (!conversation) {
     conversation = session.conversation = await call("POST", "/api/conversations", {});

@@ -1,7 +1,7 @@
 // "Your taste": what is known of it, counted from the choices themselves, and what can be done with them.
 import { call, text } from "./api.js";
 import { ask, find, make, offer, openDialog, toast } from "./dom.js";
-import { attempt, changed, session, settings, show } from "./session.js";
+import { attempt, changed, session, settings, settled, show } from "./session.js";
 
 const FEW = 4; // choices below which nothing is said about them
 const dialog = find("#taste");
@@ -13,6 +13,7 @@ export function start() {
 
 export async function open() {
   if (!session.info) return;
+  await settled();
   const { user } = settings();
   find("#taste-of").textContent = user === "me" ? "Your taste" : `Your taste, ${user}`;
   const [pairs, rated] = await Promise.all([rows("pair"), rows("thumb")]);

@@ -171,6 +171,7 @@ def test_a_long_conversation_is_followed_to_its_end_and_not_against_the_readers_
     (key,) = bring(held, [f"Paragraph {number}\n\n" * 10 for number in range(12)], title="Long")
     talk = tab(held.url)
     talk.open(f"#/c/{key}")
+    talk.questions.nth(5).wait_for()
     at_end = "(it => it.scrollHeight - it.scrollTop - it.clientHeight < 5)(document.querySelector('#scroll'))"
     talk.page.wait_for_function(f"() => {at_end}")
     talk.page.evaluate("document.querySelector('#scroll').scrollTop = 0")
