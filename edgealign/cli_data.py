@@ -1,4 +1,4 @@
-"""`edgealign data`: check, synth, users, shots, prepare, reading, styles, answers, candidates."""
+"""`edgealign data`: check, synth, users, shots, prepare, reading, styles, answers, candidates, tastes."""
 
 from __future__ import annotations
 
@@ -175,3 +175,18 @@ def candidates(
     cli_options.run_stage(
         "candidates", overrides, config, dry_run, json, model=model, sources=source or [], bundle=bundle, out=out
     )
+
+
+@app.command("tastes")
+@takes_recipe("tastes")
+def tastes(
+    candidates: Annotated[Path, typer.Argument(help="answers to choose between: edgealign data candidates")],
+    *,
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Choices of simulated users with planted tastes between a model's answers, for a basis without real users."""
+    cli_options.run_stage("tastes", overrides, config, dry_run, json, candidates=candidates, out=out)

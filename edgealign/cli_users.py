@@ -56,7 +56,9 @@ def personalize(
     population: Annotated[
         Path | None, typer.Option("--population", help="lora: a LoRA fitted on many users, the start")
     ] = None,
-    basis: Annotated[Path | None, typer.Option("--basis", help="lore: what users have in common")] = None,
+    basis: Annotated[
+        str | None, typer.Option("--basis", help="lore: what users have in common; edgealign:starter-basis is built in")
+    ] = None,
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="lore: an export of the model that reads the answers")
     ] = None,
@@ -89,7 +91,7 @@ def ask(
     name: NameArgument,
     *,
     model: ModelOption,
-    basis: Annotated[Path, typer.Option("--basis", help="what users have in common")],
+    basis: Annotated[str, typer.Option("--basis", help="what users have in common; edgealign:starter-basis is built in")],
     candidates: Annotated[
         Path, typer.Option("--candidates", help="answers to choose between: edgealign data candidates")
     ],

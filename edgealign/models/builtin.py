@@ -18,25 +18,31 @@ from edgealign.registry import suggest
 
 PREFIX = "edgealign:"
 NAMES = ("starter",)
+BASES = ("starter-basis",)  # what users of the starter may differ in: `edgealign basis`
 
 
-def built_in(source: str | Path) -> Path | None:
-    """The folder of the built-in model that `source` names; None where it is not a name but a path or a hub id.
+def built_in(source: str | Path, names: tuple[str, ...] = NAMES) -> Path | None:
+    """The folder of the built-in thing that `source` names; None where it is not a name but a path or a hub id.
+
+    Args:
+        names: the models; `BASES` for a basis.
 
     Raises:
-        InputError: the prefix, and no such model.
-        ToolMissing: this installation came without the model.
+        InputError: the prefix, and no such thing.
+        ToolMissing: this installation came without it.
     """
-    if not isinstance(source, str) or not (source in NAMES or source.startswith(PREFIX)):
+    if not isinstance(source, str) or not (source in names or source.startswith(PREFIX)):
         return None
-    name = source.removeprefix(PREFIX)
-    if name not in NAMES:
+    name, what = source.removeprefix(PREFIX), "basis" if names is BASES else "model"
+    if name not in names:
         raise InputError(
-            source, f"is no model that comes with edgealign{suggest(name, NAMES)}",
-            f"choose one of: {', '.join(PREFIX + known for known in NAMES)}",
+            source, f"is no {what} that comes with edgealign{suggest(name, names)}",
+            f"choose one of: {', '.join(PREFIX + known for known in names)}",
         )
     folder = home() / name
-    if not (folder / "config.json").is_file():
+    if names is BASES and not (folder / "manifest.json").is_file():
+        raise ToolMissing(name, "is missing from this installation", "make it: edgealign run starter-basis")
+    if names is NAMES and not (folder / "config.json").is_file():
         fix = "pip install --force-reinstall edgealign; or make them: edgealign run starter, then edgealign package"
         raise ToolMissing(name, "its weights are missing from this installation", fix)
     return folder

@@ -45,7 +45,7 @@ KEYS = {
 
 
 def run(
-    users: Users, name: str, *, model: str, basis: Path, candidates: Path, bundle: Path | None, questions: int
+    users: Users, name: str, *, model: str, basis: str | Path, candidates: Path, bundle: Path | None, questions: int
 ) -> None:
     """Ask, remember, fit; publish a version at the end.
 
@@ -96,7 +96,7 @@ def run(
         publish(users, name, model=model, basis=basis, bundle=bundle)
 
 
-def publish(users: Users, name: str, *, model: str, basis: Path, bundle: Path | None) -> None:
+def publish(users: Users, name: str, *, model: str, basis: str | Path, bundle: Path | None) -> None:
     """Fit on all that somebody chose, and add the version if it does no harm."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "choices.jsonl"

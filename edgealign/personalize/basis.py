@@ -22,14 +22,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgealign.artifact import Artifact, Check, file_input, open_artifact, open_model, publish, refuse_existing
+from edgealign.artifact import (
+    MANIFEST,
+    Artifact,
+    Check,
+    file_input,
+    open_artifact,
+    open_model,
+    publish,
+    read_manifest,
+    refuse_existing,
+)
 from edgealign.data.forms import Pair
 from edgealign.errors import ArtifactError, InputError
+from edgealign.models.builtin import BASES, built_in
 from edgealign.personalize.candidates import encode_answer
 from edgealign.personalize.features import Cache, Features, Folded, main_components
 from edgealign.personalize.lore import Basis, fit_users, learn_basis
 from edgealign.personalize.recipes import BasisRecipe
-from edgealign.personalize.traits import TRAITS, in_words
+from edgealign.personalize.traits import TRAITS, in_words, known_traits
 from edgealign.progress import say, track
 from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.session import open_session
@@ -56,6 +67,7 @@ class OpenBasis:
     model_digest: str
     meaning: Floats  # (B + 1, J), see `describe`; everybody's direction first
     attributes: tuple[str, ...]
+    simulated: bool = False  # learned from simulated users (`edgealign data tastes`)
 
     def words(self, weights: Floats, most: int = 3) -> str:
         """What a user wants more than everybody does: "shorter, more bullets"; empty where it is nothing."""
@@ -78,14 +90,19 @@ def run(
 
     Raises:
         InputError: no pairs with users, or fewer users than directions.
+        UsageError: an attribute that is not known.
     """
     from edgealign.data.read import read_all
     from edgealign.models.load import load_tokenizer
 
     refuse_existing(Path(out))
+    named = known_traits(recipe.traits)
     source = open_model(model)
-    inputs, pairs = [source.as_input("model")], list[Pair]()
+    inputs, pairs, simulated = [source.as_input("model")], list[Pair](), False
     for loaded in read_all(list(choices), form="pair", mapping={}, skip_bad=recipe.skip_bad):
+        simulated |= (home := Path(loaded.source).parent / MANIFEST).is_file() and bool(
+            read_manifest(home.parent).meta.get("simulated")
+        )
         inputs.append(file_input("choices", loaded.source, loaded.digest))
         pairs += [row for row in loaded.rows if isinstance(row, Pair) and row.user_id is not None]
     people = sorted({str(pair.user_id) for pair in pairs})
@@ -101,7 +118,7 @@ def run(
     checks = check_held_out(gaps, who, recipe)
     basis = learn_basis(gaps, who, rank=recipe.rank, seed=recipe.seed)
     unfolded = unfold(basis, components)
-    meaning = describe(unfolded, np.concatenate(sides), texts[0] + texts[1])
+    meaning = describe(unfolded, np.concatenate(sides), texts[0] + texts[1], named)
     with publish(
         out, kind="basis", format="lore", stage="basis", recipe=recipe, inputs=inputs,
         licences=source.manifest.licences,
@@ -112,20 +129,25 @@ def run(
             draft.add_check(check)
         draft.meta.update(
             base_digest=source.digest, rank=recipe.rank, users=len(people), choices=len(pairs),
-            attributes=list(TRAITS), meaning=np.round(meaning, 3).tolist(),
+            attributes=list(named), meaning=np.round(meaning, 3).tolist(), simulated=simulated,
         )  # fmt: skip
     for check in checks:
         say(f"{check.name}: {check.value:+.3f}")
     return open_artifact(out)
 
 
+def basis_folder(source: str | Path) -> Path:
+    """Where a basis lies: a path, or `edgealign:starter-basis`."""
+    return built_in(source, BASES) or Path(source)
+
+
 def open_basis(path: str | Path) -> OpenBasis:
-    """Open a published basis.
+    """Open a published basis, or the built-in one.
 
     Raises:
         ArtifactError: damaged, or another kind of thing.
     """
-    artifact = open_artifact(Path(path), kind="basis")
+    artifact = open_artifact(basis_folder(path), kind="basis")
     fix = "make one: edgealign basis"
     if artifact.manifest.format != "lore":
         raise ArtifactError(path, f"is a {artifact.manifest.format}, no basis of users", fix)
@@ -138,7 +160,7 @@ def open_basis(path: str | Path) -> OpenBasis:
         raise ArtifactError(path, "its manifest is not that of a basis", fix) from error
     if meaning.shape != (folded.rank + 1, len(names)):
         raise ArtifactError(path, "its manifest does not belong to its weights", fix)
-    return OpenBasis(folded, tilt, artifact.digest, model, meaning, names)
+    return OpenBasis(folded, tilt, artifact.digest, model, meaning, names, bool(artifact.meta.get("simulated")))
 
 
 def unfold(basis: Basis, components: Floats) -> Basis:
@@ -210,10 +232,10 @@ def load_tilt(file: Path, folded: Folded) -> npt.NDArray[np.float32]:
     return tilt
 
 
-def describe(basis: Basis, features: Floats, texts: Sequence[str]) -> Floats:
+def describe(basis: Basis, features: Floats, texts: Sequence[str], among: Sequence[str] = tuple(TRAITS)) -> Floats:
     """(B + 1, J): covariance of each direction's reward with each standardised attribute over these answers."""
     rewards = np.concatenate([features @ basis.mean[:, None], features @ basis.directions], 1)
-    traits = np.array([[trait(text) for trait in TRAITS.values()] for text in texts])
+    traits = np.array([[trait(text) for trait in map(TRAITS.__getitem__, among)] for text in texts])
     deviation = traits.std(0)
     standard = (traits - traits.mean(0)) / np.where(deviation > 1e-9, deviation, np.inf)
     found: Floats = (rewards - rewards.mean(0)).T @ standard / len(texts)

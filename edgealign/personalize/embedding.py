@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgealign.artifact import Artifact, Check, open_artifact, open_model, publish, refuse_existing, write_atomic
+from edgealign.artifact import Artifact, Check, Input, open_artifact, open_model, publish, refuse_existing, write_atomic
 from edgealign.data.forms import Pair
 from edgealign.errors import ArtifactError, CheckFailed, InputError
-from edgealign.personalize.basis import OpenBasis, open_basis
+from edgealign.personalize.basis import OpenBasis, basis_folder, open_basis
 from edgealign.personalize.candidates import encode_answer
 from edgealign.personalize.choices import read_choices
 from edgealign.personalize.lora import slug
@@ -60,7 +60,7 @@ def run(
     recipe: EmbeddingRecipe,
     *,
     model: str | Path,
-    basis: Path,
+    basis: str | Path,
     choices: str | Path,
     user: str,
     out: Path,
@@ -81,7 +81,8 @@ def run(
     out = Path(out)
     refuse_existing(out)
     started_s = time.monotonic()
-    base, shared = open_model(model), open_basis(basis)
+    base, place = open_model(model), basis_folder(basis)
+    shared = open_basis(place)
     check_basis(shared, base.digest, basis)
     tokenizer = load_tokenizer(base.path)
     own, facts, provenance = read_choices(choices, user, tokenizer, recipe, least=1)
@@ -93,28 +94,43 @@ def run(
         ])  # fmt: skip
     finally:
         session.close()
+    inputs = [base.as_input("base"), open_artifact(place).as_input("basis"), provenance]
+    made = publish_user(
+        recipe, shared, projected, user=user, out=out, inputs=inputs, licences=base.manifest.licences,
+        facts={"choices": facts, "seconds": round(time.monotonic() - started_s, 2)},
+    )  # fmt: skip
+    say(f"user {slug(user)}: {len(own)} choices, {made.meta['words'] or 'as everybody'}")
+    return made
+
+
+def publish_user(
+    recipe: EmbeddingRecipe, basis: OpenBasis, projected: Floats, *, user: str, out: Path, inputs: Sequence[Input],
+    licences: Mapping[str, str], facts: Mapping[str, Any],
+) -> Artifact:  # fmt: skip
+    """Fit a user on (k, B + 1) choices and publish the adapter.
+
+    Raises:
+        CheckFailed: the choices are not predicted as well as by the population; nothing is published.
+    """
     fitted = fit_users(torch.from_numpy(projected)[None], precision=recipe.prior_precision)
     checks = gate(projected, recipe.prior_precision)
     if not all(check.passed for check in checks):
         raise CheckFailed(
-            f"user {slug(user)}", f"{len(own)} choices are predicted worse than by the population "
+            f"user {slug(user)}", f"{len(projected)} choices are predicted worse than by the population "
             f"(log-loss {checks[0].value:.3f}, population {checks[0].tolerance:.3f}): not published",
             "collect more choices; until then the population's answers are this user's",
         )
-    inputs = [base.as_input("base"), open_artifact(basis).as_input("basis"), provenance]
     with publish(
         out, kind="adapter", format="preference", stage="personalize_embedding", recipe=recipe, inputs=inputs,
-        licences=base.manifest.licences,
+        licences=licences,
     ) as draft:  # fmt: skip
-        write_preference(draft.dir, Preference(fitted.weights[0], fitted.covariance[0], shared.digest))
+        write_preference(draft.dir, Preference(fitted.weights[0], fitted.covariance[0], basis.digest))
         for check in checks:
             draft.add_check(check)
         draft.meta.update(
-            base_digest=base.digest, basis_digest=shared.digest, user=slug(user), method="lore", choices=facts,
-            fitted=len(own), words=shared.words(fitted.weights[0]), bytes=4 * len(fitted.weights[0]),
-            seconds=round(time.monotonic() - started_s, 2),
+            base_digest=basis.model_digest, basis_digest=basis.digest, user=slug(user), method="lore",
+            fitted=len(projected), words=basis.words(fitted.weights[0]), bytes=4 * len(fitted.weights[0]), **facts,
         )  # fmt: skip
-    say(f"user {slug(user)}: {len(own)} choices, {shared.words(fitted.weights[0]) or 'as everybody'}")
     return open_artifact(out)
 
 
@@ -133,13 +149,11 @@ def project(basis: OpenBasis, session: Session, tokenizer: Any, pair: Pair, max_
 def gate(projected: Floats, precision: float = 1.0) -> list[Check]:
     """Each choice (k, B + 1), predicted from the others: at least as well as by the population."""
     count = len(projected)
-    losses = []
-    for place in range(count):
-        others = np.delete(projected, place, axis=0)
-        weights = fit_users(torch.from_numpy(others)[None], precision=precision).weights[0]
-        losses.append(np.logaddexp(0, -(projected[place, 0] + projected[place, 1:] @ weights)))
+    every = torch.from_numpy(projected).expand(count, count, -1)
+    weights = fit_users(every, 1 - torch.eye(count, dtype=every.dtype), precision=precision).weights  # (k, B)
+    margins = projected[:, 0] + (projected[:, 1:] * weights).sum(1)
     population = float(np.logaddexp(0, -projected[:, 0]).mean())
-    own = float(np.mean(losses))
+    own = float(np.logaddexp(0, -margins).mean())
     note = f"mean log-loss of {count} choices, each predicted from the others; tolerance: the population's"
     return [Check("choices predicted", own, population, own <= population + 1e-9, note)]
 

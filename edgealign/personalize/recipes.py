@@ -62,6 +62,7 @@ class BasisRecipe:
 
     rank: int = option(8, ge=1, le=64, help="numbers of a user", source="LoRe, arXiv 2504.14439: 4 to 16 at this size")
     components: int = option(128, ge=2, help="main components of the features that are kept")
+    traits: tuple[str, ...] = option((), help="attributes of texts that a user's words may name; none: all")
     max_tokens: int = option(512, ge=8, unit="tokens", help="of a prompt its end, of an answer its beginning")
     skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
     threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
@@ -94,6 +95,23 @@ class CandidatesRecipe:
     max_new_tokens: int = option(128, ge=4, unit="tokens", help="longest answer; a cut one is left out")
     threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
     seed: int = option(0, ge=0, help="of the prompts, the requests and the answers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TastesRecipe:
+    """Choices of simulated users between a model's answers."""
+
+    population: str = option(
+        "signed-0.1", help="kind of taste: Dirichlet magnitudes with or without signs (0.1: distinct, 10: users alike)"
+    )
+    traits: tuple[str, ...] = option(
+        ("length", "bullets", "formality", "exclamations", "questions"),
+        help="attributes that tastes are made of; an empty list: all that vary in the answers",
+    )
+    users: int = option(600, ge=2, help="simulated users")
+    pairs: int = option(45, ge=2, help="choices of each", source="PersonalLLM's protocol, arXiv 2409.20296")
+    flips: float = option(0.1, ge=0.0, lt=0.5, help="share of choices that are the wrong way round")
+    seed: int = option(0, ge=0, help="of the users and what they are shown")
 
 
 @dataclass(frozen=True, kw_only=True)

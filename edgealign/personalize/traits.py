@@ -88,6 +88,18 @@ def in_words(trait: str, more: bool) -> str:
     return WAYS.get(trait, (f"more {trait}", f"less {trait}"))[0 if more else 1]
 
 
+def known_traits(names: Sequence[str]) -> tuple[str, ...]:
+    """These attributes; none: all.
+
+    Raises:
+        UsageError: one that is not known.
+    """
+    for name in names:
+        if name not in TRAITS:
+            raise UsageError(name, f"is no attribute{suggest(name, TRAITS)}", f"choose from: {', '.join(TRAITS)}")
+    return tuple(names or TRAITS)
+
+
 @dataclass(frozen=True)
 class Whitening:
     """`names` (J,) of the attributes that vary; `mean` (J,) and `root` (J, J) of the pool."""
@@ -107,10 +119,7 @@ class Whitening:
             InputError: no attribute varies in the pool.
             UsageError: one that is not known.
         """
-        for name in among:
-            if name not in TRAITS:
-                raise UsageError(name, f"is no attribute{suggest(name, TRAITS)}", f"choose from: {', '.join(TRAITS)}")
-        values = {name: np.array([TRAITS[name](text) for text in texts]) for name in among or TRAITS}
+        values = {name: np.array([TRAITS[name](text) for text in texts]) for name in known_traits(among)}
         names = tuple(name for name, found in values.items() if _varies(found))
         if len(texts) < 2 or not names:
             raise InputError(f"{len(texts)} answers", "are too much alike to have a taste for", "give more answers")
