@@ -23,13 +23,17 @@ def app(
         str | None, typer.Option("--bundle", help="an exported bundle, or a model directory; none: the starter")
     ] = None,
     adapter: AdapterOption = None,
+    basis: Annotated[
+        str | None,
+        typer.Option("--basis", help="what users may differ in, for choices to teach; none: the starter's, if it fits"),
+    ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="on 127.0.0.1; 0 takes a free one")] = PORT,
     token: Annotated[
         str | None, typer.Option("--token", help="what opens the page and the API; none: the one in --home")
     ] = None,
     home: Annotated[
         Path | None,
-        typer.Option("--home", help="conversations and token; none: EDGEALIGN_HOME, or ~/.local/share/edgealign"),
+        typer.Option("--home", help="what is kept, and the token; none: EDGEALIGN_HOME, or ~/.local/share/edgealign"),
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="only print the address")] = False,
     config: ConfigOption = None,
@@ -49,7 +53,7 @@ def app(
 
     server.serve(
         source=bundle or NAMES[0], adapters=directories(adapter), home=home or _home(), port=port, token=token,
-        browser=not no_browser, recipe=recipe, ready=tell,
+        browser=not no_browser, recipe=recipe, ready=tell, basis=basis,
     )  # fmt: skip
 
 

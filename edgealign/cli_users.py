@@ -91,7 +91,9 @@ def ask(
     name: NameArgument,
     *,
     model: ModelOption,
-    basis: Annotated[str, typer.Option("--basis", help="what users have in common; edgealign:starter-basis is built in")],
+    basis: Annotated[
+        str, typer.Option("--basis", help="what users have in common; edgealign:starter-basis is built in")
+    ],
     candidates: Annotated[
         Path, typer.Option("--candidates", help="answers to choose between: edgealign data candidates")
     ],

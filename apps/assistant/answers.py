@@ -19,9 +19,11 @@ from assistant.engine import Engine
 from assistant.faults import Fault
 from assistant.forms import DEFAULT_USER, AnswerForm, CompareForm
 from assistant.openai_forms import SampledForm, seeded
-from assistant.pieces import Answer, Job, Piece
+from assistant.pieces import Answer, Job, Personal, Piece
+from assistant.preferences import Chosen
 from assistant.store import Store
 from assistant.streams import unless_gone
+from assistant.tastes import Tastes
 from edgealign.chat.conversation import fit_prompt
 from edgealign.chat.recipes import TalkRecipe
 from edgealign.data.forms import Message
@@ -46,8 +48,8 @@ class Question:
 class Answerer:
     """Over one engine and one store; `default` is how tokens are drawn where neither request nor settings say it."""
 
-    def __init__(self, engine: Engine, store: Store, default: TalkRecipe) -> None:
-        self.engine, self.store, self.default = engine, store, default
+    def __init__(self, engine: Engine, store: Store, default: TalkRecipe, tastes: Tastes) -> None:
+        self.engine, self.store, self.default, self.tastes = engine, store, default, tastes
 
     def settings(self) -> Json:
         """Every setting as it is in force."""
@@ -104,6 +106,9 @@ class Answerer:
     async def compare(self, message: str, form: CompareForm) -> AsyncGenerator[str, None]:
         """The events of two answers; both are stored when both are there.
 
+        Of one model and a user who can be learned, the two are drawn on both sides of what is known (`Tastes.probe`): a
+        choice between them teaches more than one between two seeds, and no third answer is drawn that nobody sees.
+
         Raises:
             Fault: as for `answer`.
         """
@@ -111,13 +116,16 @@ class Answerer:
         if form.temperature is None:
             sampling = replace(sampling, temperature=max(sampling.temperature, LIVELY))
         models = [self._model(question, model) for model in form.models or (None, None)]
-        if secrets.randbelow(2):
-            models.reverse()  # the place says nothing about the model
+        asking = None if form.models else await asyncio.to_thread(self.tastes.probe, question.conversation["user"])
+        sides: list[Personal | None] = [*asking] if asking else [None, None]
+        if secrets.randbelow(2):  # the place says nothing
+            models.reverse()
+            sides.reverse()
         stored: list[tuple[Answer, Job, str]] = []
         begun = False
         for number, (side, model) in enumerate(zip(("left", "right"), models, strict=True)):
             for attempt in range(TRIES if number else 1):
-                job = self._job(question, seeded(sampling, number + attempt), model)
+                job = self._job(question, seeded(sampling, number + attempt), model, sides[number])
                 async with aclosing(self.engine.answer(job, admitted=number > 0)) as events:
                     async for event in events:
                         if not begun:  # from here on an error is an event
@@ -131,7 +139,9 @@ class Answerer:
                     break
                 yield _event({"type": "again", "side": side})  # its text so far is to be taken back
             stored.append((answer, job, model))
-        yield _event(await asyncio.to_thread(self._store_pair, question, stored))
+        shown, chosen = await asyncio.to_thread(self._store_pair, question, stored)
+        self.tastes.shown(chosen)
+        yield _event(shown)
 
     def _prepare(self, message: str, form: SampledForm) -> tuple[Question, Sampling]:
         talk, turns = conversations.path_to(self.store, message)
@@ -163,9 +173,10 @@ class Answerer:
         own = f"{self.engine.name}@{question.conversation['user']}"
         return own if own in self.engine.models() else self.engine.name
 
-    def _job(self, question: Question, sampling: Sampling, model: str) -> Job:
+    def _job(self, question: Question, sampling: Sampling, model: str, personal: Personal | None = None) -> Job:
         sampling = replace(sampling, max_tokens=question.room)
-        return Job(prompt=question.prompt, sampling=sampling, user=self.engine.user_of(model), keep=True)
+        user = self.engine.user_of(model)
+        return Job(prompt=question.prompt, sampling=sampling, user=user, personal=personal, keep=True)
 
     def _store(self, question: Question, answer: Answer, job: Job, model: str, key: str | None) -> Json:
         """The answer under its question, with everything that is needed to say where it came from."""
@@ -175,6 +186,8 @@ class Answerer:
             "prompt_tokens": answer.prompt_tokens, "ttft_s": round(answer.ttft_s, 4),
             "seconds": round(answer.seconds, 4), "dropped": question.dropped,
         }  # fmt: skip
+        if answer.taste:
+            facts["taste"] = dict(answer.taste)
         return conversations.add_message(
             self.store, question.conversation["id"], parent=question.message, role="assistant",
             content=answer.text.rstrip(), facts=facts, key=key,
@@ -187,10 +200,11 @@ class Answerer:
         except Fault:
             return
 
-    def _store_pair(self, question: Question, answers: list[tuple[Answer, Job, str]]) -> Json:
+    def _store_pair(self, question: Question, answers: list[tuple[Answer, Job, str]]) -> tuple[Json, Chosen]:
         left, right = (self._store(question, answer, job, model, None) for answer, job, model in answers)
         pair = preferences.compare(self.store, prompt=question.message, left=left["id"], right=right["id"])
-        return {"type": "comparison", "comparison": pair, "left": left, "right": right, "dropped": question.dropped}
+        shown = {"type": "comparison", "comparison": pair, "left": left, "right": right, "dropped": question.dropped}
+        return shown, preferences.as_chosen(self.store, pair)
 
 
 def _event(value: Json) -> str:

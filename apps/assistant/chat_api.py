@@ -11,12 +11,12 @@
     POST   /api/messages/{id}/answers            answer a question; again: regenerate. Sampling as in /v1
     POST   /api/messages/{id}/comparisons        two answers to a question, to be chosen from
     POST   /api/comparisons                      {left, right}: two answers that are there already
-    PUT    /api/comparisons/{id}/choice          {choice: left | right | tie}
+    PUT    /api/comparisons/{id}/choice          {choice: left | right | tie}; `learned`: what it taught (taste_api.py)
     PUT    /api/messages/{id}/feedback           {rating: 1 | -1, reasons, comment}; DELETE takes it back
     POST   /api/messages/{id}/edit               {content}: the answer as it should have been, preferred to the old one
     GET    /api/choices?user&form=pair|thumb     JSON lines for `edgealign personalize --choices`
     GET    /api/export?conversation              POST /api/import: the same document; what is there already is skipped
-    DELETE /api/users/{user}                     everything of one user
+    DELETE /api/users/{user}                     everything of one user, what was learned of them too
 
 Answers come as events, `data: {...}` lines: {"type": "start", "message": ID}, {"type": "token", "text"}, then
 {"type": "answer", "message": {...}, "dropped": turns that no longer fitted}. Comparisons: "token" events have a "side",
@@ -26,6 +26,7 @@ and the end is {"type": "comparison", "comparison", "left", "right"}. After the 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Annotated, Any, Literal
 
@@ -46,7 +47,6 @@ from assistant.forms import (
     ConversationListed,
     Counts,
     Edit,
-    Edited,
     ExistingPair,
     Feedback,
     Forgotten,
@@ -61,22 +61,33 @@ from assistant.forms import (
 from assistant.metrics import Metrics
 from assistant.store import Store
 from assistant.streams import EventStream, first_of
+from assistant.taste_forms import Chosen, EditedRecord
+from assistant.tastes import Tastes
+from assistant.training import Trainer
 from edgealign import __version__
 
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "events"}}
 LINES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/jsonl": {}}, "description": "JSON lines"}}
 
 
-def routes(engine: Engine, store: Store, answerer: Answerer, metrics: Metrics) -> APIRouter:
+def routes(
+    engine: Engine, store: Store, answerer: Answerer, metrics: Metrics, tastes: Tastes, trainer: Trainer
+) -> APIRouter:
     """The endpoints over one engine and one store."""
     router = APIRouter(prefix="/api", tags=["page"])
+
+    async def learned(message: str) -> Json | None:
+        """What a choice under this message taught of whose conversation it is."""
+        talk, _ = await asyncio.to_thread(conversations.path_to, store, message)
+        return await tastes.learn_soon(talk["user"])
 
     @router.get("/state", response_model=State)
     def get_state() -> Json:
         return {
             "version": __version__, "model": engine.name, "models": list(engine.models()),
-            "users": sorted(engine.users), "runtime": engine.facts["runtime"], "digest": engine.facts["digest"],
-            "context": engine.context, "queue": engine.queue, "settings": answerer.settings(),
+            "users": sorted({*engine.users, *engine.personal}), "runtime": engine.facts["runtime"],
+            "digest": engine.facts["digest"], "context": engine.context, "queue": engine.queue,
+            "settings": answerer.settings(),
         }  # fmt: skip
 
     @router.get("/settings", response_model=Settings)
@@ -134,11 +145,11 @@ def routes(engine: Engine, store: Store, answerer: Answerer, metrics: Metrics) -
         prompt = conversations.message(store, form.left)["parent"]
         return preferences.compare(store, prompt=prompt, left=form.left, right=form.right)
 
-    @router.put("/comparisons/{comparison}/choice", response_model=ComparisonRecord)
-    def choose(comparison: Id, form: Choice) -> Json:
-        chosen = preferences.choose(store, comparison, form.choice)
+    @router.put("/comparisons/{comparison}/choice", response_model=Chosen)
+    async def choose(comparison: Id, form: Choice) -> Json:
+        chosen = await asyncio.to_thread(preferences.choose, store, comparison, form.choice)
         metrics.feedback.labels("choice").inc()
-        return chosen
+        return {**chosen, "learned": await learned(chosen["prompt"])}
 
     @router.put("/messages/{message}/feedback", response_model=MessageRecord)
     def put_feedback(message: Id, form: Feedback) -> Json:
@@ -152,11 +163,11 @@ def routes(engine: Engine, store: Store, answerer: Answerer, metrics: Metrics) -
     def delete_feedback(message: Id) -> Json:
         return preferences.clear_feedback(store, message)
 
-    @router.post("/messages/{message}/edit", response_model=Edited, status_code=201)
-    def edit(message: Id, form: Edit) -> Json:
-        new, comparison = preferences.edit(store, message, form.content)
+    @router.post("/messages/{message}/edit", response_model=EditedRecord, status_code=201)
+    async def edit(message: Id, form: Edit) -> Json:
+        new, comparison = await asyncio.to_thread(preferences.edit, store, message, form.content)
         metrics.feedback.labels("edit").inc()
-        return {"message": new, "comparison": comparison}
+        return {"message": new, "comparison": comparison, "learned": await learned(message)}
 
     @router.get("/choices", response_class=Response, responses=LINES)
     def get_choices(user: User | None = None, form: Literal["pair", "thumb"] = "pair") -> Response:
@@ -173,7 +184,10 @@ def routes(engine: Engine, store: Store, answerer: Answerer, metrics: Metrics) -
         return transfer.import_all(store, form)
 
     @router.delete("/users/{user:path}", response_model=Forgotten)
-    def forget(user: User) -> dict[str, int]:
-        return {"conversations": transfer.forget(store, user)}
+    async def forget(user: User) -> dict[str, int]:
+        await trainer.forget(user)
+        async with tastes.lock:  # a fit that is going on would bring back what it knows
+            conversations = await asyncio.to_thread(transfer.forget, store, user)
+            return {"conversations": conversations, "versions": await asyncio.to_thread(tastes.forget, user)}
 
     return router

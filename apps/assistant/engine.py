@@ -1,7 +1,8 @@
-"""One decoding worker over one session: a queue of limited length, a user's adapter per request, cancelling.
+"""One decoding worker over one session: a queue of limited length, what is a user's own per request, cancelling.
 
     engine = open_engine("bundle")
     async for event in engine.answer(Job(prompt=ids, sampling=sampling, user="ana")): ...   # Piece, ..., Answer
+    await engine.lend(lambda session: score(session, ids))                                  # the base model's session
 
 The session lives in a process of its own, so that a native crash costs one answer and not the server; the next request
 opens it again. Every request starts from an empty state, under its own user: its answer depends on nothing else. Only a
@@ -16,12 +17,13 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from assistant.faults import Fault, fault_of
 from assistant.metrics import Metrics
-from assistant.pieces import Answer, Emit, Event, Job, Writer
+from assistant.pieces import Answer, Emit, Event, Job, Personal, Writer
 from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.data.forms import Message
 from edgealign.data.typed import encoder
@@ -32,17 +34,20 @@ from edgealign.runtimes.process import ProcessSession, RuntimeCrash
 if TYPE_CHECKING:
     from edgealign.runtimes.session import Session
 
+T = TypeVar("T")
 PREFILL = 512  # prompt tokens between two looks at whether the request was cancelled; llama.cpp's own n_ubatch
 
 
 class Engine:
-    """The worker. `users` are adapters by name; `open_session` makes the session, again after a crash."""
+    """The worker. `users` are adapters by name, `personal` what was learned here; `open_session` makes the session,
+    again after a crash."""
 
     def __init__(
         self, open_session: Callable[[], Session], *, name: str, tokenizers: tuple[Any, Any], context: int,
         users: Mapping[str, Path], metrics: Metrics, facts: Mapping[str, Any], queue: int,
     ) -> None:  # fmt: skip
         self.name, self.context, self.users, self.metrics, self.facts = name, context, dict(users), metrics, dict(facts)
+        self.personal: dict[str, Personal] = {}  # by the user's name; whoever changes it replaces whole values
         self.queue = queue
         self._open, self._session = open_session, open_session()
         # One tokenizer for each side: encoding changes a tokenizer's settings for a moment, decoding must not see it.
@@ -54,6 +59,7 @@ class Engine:
         self._fed: list[int] = []
         self._thread = ThreadPoolExecutor(1, "decoding")
         self._turn = asyncio.Lock()
+        self._lent = False
         self._waiting = 0
         self._usual_s = 1.0  # how long a request has taken lately
         self._closing = threading.Event()
@@ -63,10 +69,10 @@ class Engine:
 
     def models(self) -> dict[str, str | None]:
         """Every model id and its user: the base, and `base@user`."""
-        return {self.name: None, **{f"{self.name}@{user}": user for user in sorted(self.users)}}
+        return {self.name: None, **{f"{self.name}@{user}": user for user in sorted({*self.users, *self.personal})}}
 
     def user_of(self, model: str) -> str | None:
-        """The user whose adapter a model id means; None is the base.
+        """The user whose own version a model id means; None is the base.
 
         Raises:
             Fault: no such model.
@@ -80,6 +86,11 @@ class Engine:
         """What the model sees of a conversation; what is typed is text, never a special token."""
         with self._encoding:
             return tuple(encode_prompt(self.tokenizer, messages, typed=True))
+
+    def encode_answer(self, text: str) -> tuple[int, ...]:
+        """A whole answer with its end of turn, as it is read."""
+        with self._encoding:
+            return (*self.tokenizer.encode(text, add_special_tokens=False), self._end)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Plain text to be continued, behind the token that begins every text."""
@@ -97,7 +108,8 @@ class Engine:
         Raises:
             Fault: the queue is full, or the model failed.
         """
-        if not admitted and (self._turn.locked() or self._waiting) and self._waiting >= self.queue:
+        busy = (self._turn.locked() and not self._lent) or self._waiting
+        if not admitted and busy and self._waiting >= self.queue:
             self.metrics.refused.inc()
             wait_s = max(1, round(self._usual_s * (self._waiting + 1)))
             raise Fault(
@@ -135,11 +147,37 @@ class Engine:
         finally:
             cancelled.set()
 
+    async def lend(self, call: Callable[[Session], T]) -> T:
+        """The result of `call`, in the worker's thread, on the base model; when those who wait by now had their turn.
+
+        Leaving before its turn cancels it. It has no place in the queue, so it never makes an answer be refused.
+        """
+        await self._turn.acquire()
+        self._lent = True
+
+        def release(_: object) -> None:
+            self._lent = False
+            self._turn.release()
+
+        working = asyncio.get_running_loop().run_in_executor(self._thread, self._work_lent, call)
+        working.add_done_callback(release)
+        return await working
+
     def close(self) -> None:
         """Stop what is being decoded, and free the model."""
         self._closing.set()
         self._thread.shutdown()
         self._session.close()
+
+    def _work_lent(self, call: Callable[[Session], T]) -> T:
+        """In the worker's thread: the state is anybody's guess afterwards."""
+        self._enter(None, keep=False, prompt=())
+        self._fed = []
+        try:
+            return call(self._session)
+        except Exception:
+            self._broken = True
+            raise
 
     def _work(self, job: Job, emit: Emit, cancelled: threading.Event) -> None:
         """In the worker's thread: one job, whose last event is its answer or its error."""
@@ -161,8 +199,10 @@ class Engine:
 
     def _decode(self, job: Job, emit: Emit, cancelled: Callable[[], bool]) -> Answer:
         start_s = time.perf_counter()
-        prompt, known = job.prompt, self._enter(job)
+        own = job.personal or self._own(job.user)
+        prompt, known = job.prompt, self._enter(own.adapter, keep=job.keep, prompt=job.prompt)
         writer = Writer(self._decoder, job, emit)
+        tilt = replace(own.tilt, paid=[]) if own.tilt else None
         self._fed = []  # until the answer is through, nobody knows
         while len(prompt) - known > PREFILL and not cancelled():
             self._session.prefill(prompt[known : known + PREFILL])
@@ -173,21 +213,28 @@ class Engine:
         made = generate(
             self._session, prompt[known:], before=prompt[:known], sampling=job.sampling,
             stop={self._end} if job.chat else {self._end, int(self.tokenizer.eos_token_id or self._end)},
-            hooks=[] if job.top_logprobs is None else [writer.see],
+            hooks=[*([tilt] if tilt else []), *([writer.see] if job.top_logprobs is not None else [])],
             on_token=lambda token: writer.push(token) and not cancelled(),
         )  # fmt: skip
         self._fed = [*prompt, *_fed(made)]
         text = writer.close()
         finish = "stop" if writer.stopped else made.finish
         seconds = time.perf_counter() - start_s
-        return Answer(text, finish, len(prompt), len(made.tokens), fed_s + made.ttft_s, seconds)
+        paid = {"kl_nats": round(tilt.mean_kl_nats, 4)} if tilt else {}
+        taste = {**own.facts, **paid} if own.facts else None
+        return Answer(text, finish, len(prompt), len(made.tokens), fed_s + made.ttft_s, seconds, taste)
 
-    def _enter(self, job: Job) -> int:
+    def _own(self, user: str | None) -> Personal:
+        """What is this user's own now; who was forgotten while they waited has nothing."""
+        if user is None:
+            return Personal()
+        return self.personal.get(user) or Personal(adapter=self.users.get(user))
+
+    def _enter(self, adapter: Path | None, *, keep: bool, prompt: tuple[int, ...]) -> int:
         """Make the state that a job starts from: its user's, and empty or a beginning of its prompt of this length."""
         if self._broken:
             self._session.close()
             self._session, self._broken, self._user, self._fed = self._open(), False, None, []
-        adapter = self.users[job.user] if job.user is not None else None
         if adapter != self._user:
             start_s = time.perf_counter()
             self._fed = []
@@ -196,7 +243,7 @@ class Engine:
             self.metrics.swaps.observe(time.perf_counter() - start_s)
             return 0
         known = len(self._fed)
-        if job.keep and 0 < known < len(job.prompt) and list(job.prompt[:known]) == self._fed:
+        if keep and 0 < known < len(prompt) and list(prompt[:known]) == self._fed:
             return known
         self._session.reset()
         return 0
@@ -222,10 +269,11 @@ def open_engine(
     options: dict[str, Any] = {"threads": threads}
     users: dict[str, Path] = {}
     if runtime == "torch":
-        digest = open_artifact(folder, kind="model").digest if (folder / MANIFEST).is_file() else None
+        base = digest = open_artifact(folder, kind="model").digest if (folder / MANIFEST).is_file() else None
     else:
         users |= read_bundle(folder).adapters
-        digest = open_artifact(folder, check_digests=False).digest
+        bundle = open_artifact(folder, check_digests=False)
+        digest, base = bundle.digest, bundle.meta.get("model_digest")
         options |= {"context": context, "check_digests": False}
     users |= adapters or {}
     if odd := next((user for user in users if not user.isprintable() or not user or len(user) > 64), None):
@@ -245,7 +293,7 @@ def open_engine(
             lambda: ready.pop() if ready else open_session(), name=folder.resolve().name.replace("@", "-"),
             tokenizers=(load_tokenizer(folder), load_tokenizer(folder)), context=min(int(own), context or int(own)),
             users=users, metrics=metrics or Metrics(), queue=queue,
-            facts={"runtime": runtime, "digest": digest, "adapters": digests},
+            facts={"runtime": runtime, "digest": digest, "adapters": digests, "base_digest": base, "folder": folder},
         )  # fmt: skip
     except BaseException:
         session.close()

@@ -161,7 +161,7 @@ class State(BaseModel):
     version: str
     model: str
     models: list[str]
-    users: list[str] = Field(description="users with an adapter")
+    users: list[str] = Field(description="users with a version of their own")
     runtime: str
     digest: str | None
     context: int
@@ -176,3 +176,4 @@ class Counts(BaseModel):
 
 class Forgotten(BaseModel):
     conversations: int
+    versions: int = Field(description="of what was learned of this user")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -13,17 +14,29 @@ from edgealign.chat.stream import UNKNOWN, TextStream
 from edgealign.runtimes.recipes import Sampling
 
 if TYPE_CHECKING:
+    from edgealign.personalize.tilt import Tilt
     from edgealign.runtimes.session import Logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Personal:
+    """What makes an answer a user's own: an adapter as the runtime reads it, or a tilt of the next token; and where it
+    comes from, for the answer's facts."""
+
+    adapter: Path | None = None
+    tilt: Tilt | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One answer to make. `top_logprobs`: how many alternatives to report, None: no logprobs; `chat`: ends at the end
-    of a turn, and the space before the first word goes."""
+    of a turn, and the space before the first word goes; `personal`: in place of what the user has."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
     user: str | None = None
+    personal: Personal | None = None
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     chat: bool = True
@@ -49,7 +62,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answer:
-    """The end of an answer. `finish`: "stop", "length" or "cancelled"."""
+    """The end of an answer. `finish`: "stop", "length" or "cancelled"; `taste`: facts of what made it personal."""
 
     text: str
     finish: str
@@ -57,6 +70,7 @@ class Answer:
     tokens: int
     ttft_s: float
     seconds: float
+    taste: Mapping[str, Any] | None = None
 
 
 Event: TypeAlias = Piece | Answer

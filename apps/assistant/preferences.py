@@ -10,6 +10,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from assistant import conversations
@@ -17,6 +18,15 @@ from assistant.conversations import Json
 from assistant.faults import Fault
 from assistant.store import Store
 from edgealign.data.forms import Message, Pair, Thumb, to_json
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A choice, and the ids of the two answers."""
+
+    pair: Pair
+    chosen: str
+    rejected: str
 
 
 def set_feedback(store: Store, message: str, *, rating: int, reasons: Sequence[str], comment: str) -> Json:
@@ -109,19 +119,33 @@ def edit(store: Store, message: str, content: str) -> tuple[Json, Json]:
 
 def pairs(store: Store, user: str | None) -> list[Json]:
     """Every choice that prefers one answer, as rows of `prompt`, `chosen`, `rejected`, `user_id`; oldest first."""
-    found = []
+    return [to_json(chosen.pair) for chosen in choices(store, user)]
+
+
+def choices(store: Store, user: str | None) -> list[Chosen]:
+    """Every choice that prefers one answer, oldest first."""
     with store.read() as db:
         rows = db.execute(
-            "SELECT c.choice, c.prompt, l.content AS l, r.content AS r FROM comparisons c"
+            "SELECT c.choice, c.prompt, l.id AS l_id, l.content AS l, r.id AS r_id, r.content AS r FROM comparisons c"
             " JOIN messages l ON l.id = c.left_answer JOIN messages r ON r.id = c.right_answer"
             " WHERE c.choice IN ('left', 'right') AND l.content <> r.content ORDER BY c.chosen_s"
         ).fetchall()
+        found = []
         for row in rows:
             talk, turns = conversations.path_in(db, row["prompt"])
             if user in (None, talk["user"]):
-                chosen, rejected = (row["l"], row["r"]) if row["choice"] == "left" else (row["r"], row["l"])
-                found.append(to_json(Pair(_prompt(talk, turns), chosen, rejected, user_id=talk["user"])))
-    return found
+                best, other = ("l", "r") if row["choice"] == "left" else ("r", "l")
+                pair = Pair(_prompt(talk, turns), row[best], row[other], user_id=talk["user"])
+                found.append(Chosen(pair, row[f"{best}_id"], row[f"{other}_id"]))
+        return found
+
+
+def as_chosen(store: Store, comparison: Json) -> Chosen:
+    """A comparison that waits, as if the left answer had been chosen."""
+    talk, turns = conversations.path_to(store, comparison["prompt"])
+    left, right = (conversations.message(store, comparison[side])["content"] for side in ("left", "right"))
+    pair = Pair(_prompt(talk, turns), left, right, user_id=talk["user"])
+    return Chosen(pair, comparison["left"], comparison["right"])
 
 
 def thumbs(store: Store, user: str | None) -> list[Json]:

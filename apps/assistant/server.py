@@ -30,18 +30,21 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from assistant import chat_api, faults, openai_api
+from assistant import chat_api, faults, openai_api, taste_api
 from assistant.answers import Answerer
 from assistant.engine import Engine, open_engine
 from assistant.metrics import Metrics
 from assistant.security import OPEN_PATHS, Guard, read_token
 from assistant.store import Store
+from assistant.tastes import Tastes, open_tastes
+from assistant.training import Trainer
 from edgealign import __version__
 from edgealign.chat.recipes import AppRecipe
 from edgealign.errors import UsageError
 
 HOST = "127.0.0.1"
 STATIC = Path(__file__).resolve().parent / "static"
+USERS = "users"  # in the home folder; what `edgealign users` reads by default
 ENDING_S = 3  # for answers that are being written when the server is told to end
 
 
@@ -59,19 +62,25 @@ class Address:
 
 def create_app(
     engine: Engine, store: Store, *, port: int, token: str, recipe: AppRecipe | None = None,
-    started: Callable[[Guard], object] = lambda guard: None,
+    tastes: Tastes | None = None, started: Callable[[Guard], object] = lambda guard: None,
 ) -> Guard:  # fmt: skip
     """The whole app behind its guard; the engine and the store are closed by who opened them.
 
     Args:
+        tastes: none: those of `open_tastes`, beside the store.
         started: called in a thread of its own when the app begins to serve.
     """
     recipe = recipe or AppRecipe()
+    tastes = tastes or open_tastes(engine, store, store.file.parent / USERS)
+    trainer = Trainer(tastes)
+    answerer = Answerer(engine, store, recipe, tastes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         threading.Thread(target=started, args=(guard,), daemon=True).start()
         yield
+        tastes.close()
+        await trainer.close()
 
     app = FastAPI(
         lifespan=lifespan, title="edgealign assistant", version=__version__, docs_url=None, redoc_url=None,
@@ -79,7 +88,8 @@ def create_app(
     )  # fmt: skip
     faults.install(app)
     app.include_router(openai_api.routes(engine, recipe))
-    app.include_router(chat_api.routes(engine, store, Answerer(engine, store, recipe), engine.metrics))
+    app.include_router(chat_api.routes(engine, store, answerer, engine.metrics, tastes, trainer))
+    app.include_router(taste_api.routes(answerer, tastes, trainer))
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -100,12 +110,13 @@ def create_app(
 
 def serve(
     *, source: str | Path, adapters: dict[str, Path], home: Path, port: int, token: str | None, browser: bool,
-    recipe: AppRecipe, ready: Callable[[Address], object],
+    recipe: AppRecipe, ready: Callable[[Address], object], basis: str | None = None,
 ) -> None:  # fmt: skip
     """Open everything, serve until Ctrl-C or SIGTERM, close everything. `ready` is called when requests are answered.
 
     Raises:
-        UsageError: the port or the folder is taken, the model cannot be opened, the token is too short.
+        UsageError: the port or the folder is taken, the model cannot be opened, the token is too short, the basis is
+            another model's.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises its signals again: both end alike
     with _bound(port) as listening, suppress(KeyboardInterrupt):
@@ -119,6 +130,7 @@ def serve(
                 address = Address(f"http://{HOST}:{port}", token)
                 app = create_app(
                     engine, store, port=port, token=token, recipe=recipe,
+                    tastes=open_tastes(engine, store, home / USERS, basis=basis),
                     started=lambda guard: _greet(address, guard, browser, ready),
                 )  # fmt: skip
                 config = uvicorn.Config(

@@ -21,7 +21,7 @@ from pathlib import Path
 from edgealign.errors import InputError, UsageError, writing
 
 APPLICATION = 0x45444741  # "EDGA": no other program's file is touched
-SCHEMA = 1
+SCHEMA = 2
 TABLES = """
 CREATE TABLE conversations (
     id TEXT PRIMARY KEY, title TEXT NOT NULL, user TEXT NOT NULL, system TEXT NOT NULL,
@@ -57,6 +57,13 @@ CREATE INDEX comparisons_by_prompt ON comparisons (prompt);
 CREATE INDEX comparisons_by_left ON comparisons (left_answer);
 CREATE INDEX comparisons_by_right ON comparisons (right_answer);
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+"""
+# What an answer is worth in each direction of a basis (numbers, no text); how far a user wants their taste followed.
+SINCE_2 = """
+CREATE TABLE features (
+    message TEXT PRIMARY KEY REFERENCES messages ON DELETE CASCADE, key TEXT NOT NULL, numbers BLOB NOT NULL
+) STRICT;
+CREATE TABLE strengths (user TEXT PRIMARY KEY, strength REAL NOT NULL) STRICT;
 """
 
 
@@ -139,7 +146,9 @@ class Store:
         db.execute("PRAGMA secure_delete=ON")
         if not tables:
             db.executescript(
-                f"BEGIN; PRAGMA application_id={APPLICATION}; PRAGMA user_version={SCHEMA}; {TABLES} COMMIT;"
+                f"BEGIN; PRAGMA application_id={APPLICATION}; PRAGMA user_version={SCHEMA}; {TABLES} {SINCE_2} COMMIT;"
             )
+        elif version < SCHEMA:
+            db.executescript(f"BEGIN; PRAGMA user_version={SCHEMA}; {SINCE_2} COMMIT;")
         if (verdict := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise InputError(self.file, f"is damaged ({verdict})", "restore it from a copy, or move it away")

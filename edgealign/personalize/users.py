@@ -160,7 +160,7 @@ class Users:
                 ))  # fmt: skip
                 self._db.execute("UPDATE users SET active = ? WHERE id = ?", (number, user))
         except BaseException:
-            _shred(target)
+            shred(target)
             raise
         return self.user(name).versions[-1]
 
@@ -181,7 +181,7 @@ class Users:
         user = self._id(name)
         rows = self._db.execute("SELECT folder FROM versions WHERE user = ?", (user,)).fetchall()
         for (folder,) in rows:
-            _shred(self.folder / "adapters" / folder)
+            shred(self.folder / "adapters" / folder)
         with self._writing():
             self._db.execute("DELETE FROM users WHERE id = ?", (user,))
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -241,7 +241,7 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "edgealign" / "users"
 
 
-def _shred(folder: Path) -> None:
+def shred(folder: Path) -> None:
     """Overwrite and remove; a missing directory is gone already."""
     for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if file.is_file() and not file.is_symlink():

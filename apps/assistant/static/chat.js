@@ -112,12 +112,15 @@ async function comparison(message, others) {
 }
 
 /** What made this answer, for who wants to know. */
-function facts({ facts: { model, adapter, tokens, seconds, edited_from: edited, sampling } }) {
+function facts({ facts: { model, adapter, taste, tokens, seconds, edited_from: edited, sampling } }) {
   if (!model) return null;
   const rate = tokens && seconds ? `${(tokens / seconds).toPrecision(2)} tokens/s` : "";
-  const title = edited ? "Written by you" : [`${tokens} tokens`, rate, `seed ${sampling?.seed}`, adapter ? `adapter ${adapter.slice(0, 8)}` : "no adapter"].filter(Boolean).join(" · ");
+  const title = edited ? "Written by you" : [`${tokens} tokens`, rate, `seed ${sampling?.seed}`, adapter ? `adapter ${adapter.slice(0, 8)}` : taste ? tasted(taste) : "no adapter"].filter(Boolean).join(" · ");
   return make("span", { class: "facts", title }, edited ? "your version" : [model, rate].filter(Boolean).join(" · "));
 }
+
+/** How far a user's own version was followed. */
+const tasted = ({ asking, version, strength, kl_nats: paid }) => [asking ? "asking for your taste" : `your version ${version}`, paid === undefined ? "" : `strength ${strength}, ${paid} nats/token`].filter(Boolean).join(", ");
 
 function notes(message) {
   const { finish, dropped } = message.facts;

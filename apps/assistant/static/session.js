@@ -164,9 +164,19 @@ export function pending() {
 }
 
 export async function choose(pair, choice) {
-  await call("PUT", `/api/comparisons/${pair.id}/choice`, { choice });
+  const { learned } = await call("PUT", `/api/comparisons/${pair.id}/choice`, { choice });
   await reload();
   changed();
+  await taught(learned);
+}
+
+/** Say what a choice taught; a first version is another model to answer with. */
+async function taught(learned) {
+  if (!learned) return;
+  const { words, version, reason } = learned;
+  if (version) toast(words ? `So far: ${words}.` : "Noted: nothing stands out yet.");
+  else toast(`Noted: ${reason}.`);
+  if (version) await loadState();
 }
 
 export function skip(pair) {
@@ -195,7 +205,8 @@ export async function rate(message, feedback) {
 
 /** The answer as it should have been: a preference for the edit. */
 export async function correct(message, content) {
-  await call("POST", `/api/messages/${message.id}/edit`, { content });
+  const { learned } = await call("POST", `/api/messages/${message.id}/edit`, { content });
   await reload();
   changed();
+  await taught(learned);
 }

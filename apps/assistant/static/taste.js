@@ -1,7 +1,8 @@
 // "Your taste": what is known of it, counted from the choices themselves, and what can be done with them.
 import { call, text } from "./api.js";
 import { ask, find, make, offer, openDialog, toast } from "./dom.js";
-import { attempt, changed, session, settings, settled, show } from "./session.js";
+import * as learned from "./learned.js";
+import { attempt, changed, loadState, session, settings, settled, show } from "./session.js";
 
 const FEW = 4; // choices below which nothing is said about them
 const dialog = find("#taste");
@@ -9,6 +10,7 @@ const dialog = find("#taste");
 export function start() {
   find("#choices").addEventListener("click", () => attempt(download));
   find("#forget").addEventListener("click", () => attempt(forget));
+  learned.start();
 }
 
 export async function open() {
@@ -16,17 +18,13 @@ export async function open() {
   await settled();
   const { user } = settings();
   find("#taste-of").textContent = user === "me" ? "Your taste" : `Your taste, ${user}`;
-  const [pairs, rated] = await Promise.all([rows("pair"), rows("thumb")]);
+  const [pairs, rated] = await Promise.all([rows("pair"), rows("thumb"), learned.load()]);
   const good = rated.filter((row) => row.label).length;
-  const own = session.info.models.find((name) => name === `${session.info.model}@${user}`);
   find("#counts").replaceChildren(
     count(pairs.length, "choice", "between two answers, or by your edit"),
     count(good, "thumb up", "", "thumbs up"),
     count(rated.length - good, "thumb down", "", "thumbs down"),
   );
-  find("#adapter").textContent = own
-    ? `You have a version of your own: ${own}. It answers your conversations unless you choose another one.`
-    : `There is no version of your own yet: ${session.info.model} answers as it does for everybody.`;
   find("#leanings").replaceChildren(...leanings(pairs).map((line) => make("li", {}, line)));
   find("#recent").replaceChildren(...pairs.slice(-5).reverse().map(example));
   find("#examples").hidden = !pairs.length;
@@ -70,11 +68,12 @@ async function download() {
 
 async function forget() {
   const { user } = settings();
-  const warning = `Every conversation, thumb and choice of “${user}” is removed from this machine. This cannot be undone.`;
+  const warning = `Every conversation, thumb and choice of “${user}” is removed from this machine, and what was learned from them. This cannot be undone.`;
   if (!(await ask({ title: "Forget everything?", text: warning, yes: "Forget me", danger: true }))) return;
   const { conversations } = await call("DELETE", `/api/users/${encodeURIComponent(user)}`);
   dialog.close();
   location.hash = "";
+  await loadState();
   await show(null);
   changed(null);
   toast(`Forgotten: ${conversations} ${conversations === 1 ? "conversation" : "conversations"}.`);

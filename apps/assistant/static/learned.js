@@ -1,0 +1,145 @@
+// What was learned of a user, in the panel "Your taste": words, how well choices are foreseen, strength, versions, LoRA.
+import { call } from "./api.js";
+import { announce, find, make, toast } from "./dom.js";
+import { attempt, loadState, session, settings } from "./session.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const SHOWN = 8; // versions in the picture
+const LOOK_MS = 500; // between two looks at what is going on
+let known = null; // GET /api/taste
+let looking = null;
+
+export function start() {
+  const slider = find("#strength");
+  slider.addEventListener("input", () => tell(Number(slider.value)));
+  slider.addEventListener("change", () => attempt(() => change("PUT", "/strength", { strength: Number(slider.value) })));
+  find("#train").addEventListener("click", () => attempt(() => change("POST", "/training")));
+  find("#stop-training").addEventListener("click", () => attempt(() => change("DELETE", "/training")));
+}
+
+const place = (rest = "") => `/api/taste${rest}?${new URLSearchParams({ user: settings().user })}`;
+
+export async function load() {
+  draw(await call("GET", place()));
+}
+
+async function change(method, rest, body) {
+  draw(await call(method, place(rest), body));
+  await loadState();
+}
+
+function draw(taste) {
+  known = taste;
+  const { user, ready, active, versions, words, fault } = taste;
+  const own = session.info.models.find((name) => name === `${session.info.model}@${user}`) || active > 0;
+  find("#words").textContent = words ? `${words[0].toUpperCase()}${words.slice(1)}` : "";
+  find("#adapter").textContent = standing(taste, own);
+  find("#taste-fault").textContent = fault;
+  find("#taste-fault").hidden = !fault;
+  find("#foreseen").hidden = !versions.length;
+  find("#foreseen").replaceChildren(...(versions.length ? picture(taste) : []));
+  find("#strength-row").hidden = !ready || !versions.length;
+  const slider = find("#strength");
+  slider.max = taste.max_strength;
+  slider.value = taste.strength;
+  tell(taste.strength);
+  find("#taste-history").hidden = !versions.length;
+  if (versions.length) find("#taste-versions").replaceChildren(...[...versions].reverse().map(version), everybody(active));
+  training(taste);
+  clearTimeout(looking);
+  if (taste.training.state === "running" || taste.learning) looking = setTimeout(look, LOOK_MS);
+}
+
+/** While something is going on and the panel is open. */
+async function look() {
+  if (!find("#taste").open || known.user !== settings().user) return;
+  const before = known.training.state;
+  await attempt(load);
+  if (before !== "running" || known.training.state === "running") return;
+  announce(known.training.message);
+  await attempt(loadState);
+}
+
+function standing({ user, ready, why_not, choices, active, simulated, strength }, own) {
+  const base = session.info.model;
+  if (own) {
+    const ends = active && !strength ? "At strength 0 it changes nothing." : "It answers your conversations unless you choose another one.";
+    return `You have a version of your own: ${base}@${user}. ${ends}`;
+  }
+  const now = `There is no version of your own yet: ${base} answers as it does for everybody.`;
+  if (!ready) return `${now} ${why_not[0].toUpperCase()}${why_not.slice(1)}.`;
+  const where = simulated ? " What people may differ in was learned from simulated users." : "";
+  return `${now} ${choices ? "" : "Choose between two answers, and it begins."}${where}`;
+}
+
+/** How well each version foresees the user's choices, beside the model as it is for everybody. */
+function picture({ versions, active }) {
+  const rows = versions.filter(({ score }) => score !== null).slice(-SHOWN).map(measured);
+  if (!rows.length) return [];
+  const [high, gap, wide] = [72, 34, 11];
+  const svg = shape("svg", { viewBox: `0 0 ${gap * SHOWN + 4} ${high + 18}`, role: "img", "aria-labelledby": "foreseen-said" });
+  svg.append(shape("line", { class: "coin", x1: 0, x2: gap * SHOWN + 4, y1: high / 2, y2: high / 2 }));
+  rows.forEach(({ number, before, after }, index) => {
+    const left = 4 + index * gap;
+    for (const [value, kind, at] of [[before, "everybody", left], [after, "own", left + wide + 1]]) {
+      svg.append(shape("rect", { class: kind, x: at, y: high * (1 - value), width: wide, height: Math.max(1, high * value), rx: 2 }));
+    }
+    const label = shape("text", { x: left + wide, y: high + 13, class: number === active ? "now" : "" });
+    label.textContent = number;
+    svg.append(label);
+  });
+  const shown = rows.find(({ number }) => number === active) ?? rows.at(-1);
+  return [svg, make("figcaption", { id: "foreseen-said" }, said(shown))];
+}
+
+/** A version's score as a share: for numbers, how surely a choice is foreseen from the others; for a LoRA, how often. */
+function measured({ version: number, method, score, population }) {
+  const lora = method !== "lore";
+  const share = (value) => Math.min(1, Math.max(0, lora ? value : Math.exp(-value)));
+  return { number, lora, before: share(population), after: share(score) };
+}
+
+function said({ number, lora, before, after }) {
+  const [was, is] = [before, after].map((value) => `${Math.round(100 * value)} %`);
+  return lora
+    ? `Version ${number} ranks ${is} of the choices that were held out as you did; the model as it is for everybody ${was}.`
+    : `Version ${number} foresees a choice, from your others, with ${is} on average; without it ${was}. A coin has 50 %.`;
+}
+
+function version({ version: number, method, choices, words, active, made_s }) {
+  const what = [method === "lore" ? "" : "LoRA", `${choices} ${choices === 1 ? "choice" : "choices"}`, words || "as everybody"].filter(Boolean).join(" · ");
+  return entry(number, `Version ${number}`, what, active, new Date(made_s * 1000).toLocaleString("en"));
+}
+
+const everybody = (active) => entry(0, "Everybody's", "the model as it comes", active === 0);
+
+function entry(number, name, what, active, title = "") {
+  const use = () => attempt(async () => {
+    await change("POST", "/active", { version: number });
+    toast(number ? `Version ${number} answers now.` : "Answers are everybody's now.");
+    find(`#taste-versions [data-version="${number}"]`)?.focus();
+  });
+  const mark = active
+    ? make("span", { class: "tag", tabindex: "-1", "data-version": number }, "in use")
+    : make("button", { type: "button", class: "plain", "data-version": number, "aria-label": `Use ${name.toLowerCase()}`, onclick: use }, "Use");
+  return make("li", { title }, make("span", {}, make("strong", {}, name), make("small", {}, what)), mark);
+}
+
+function training({ ready, trainable, training: { state, progress, message }, choices }) {
+  find("#training").hidden = !ready;
+  const running = state === "running";
+  find("#training-note").textContent = trainable ? `${trainable[0].toUpperCase()}${trainable.slice(1)}.` : message || `A deeper version, trained in the background. It is used only if it ranks more held-out choices as you did. From 4 choices on; you have made ${choices}.`;
+  find("#training-progress").hidden = !running;
+  find("#training-progress").value = progress;
+  find("#train").hidden = running;
+  find("#train").disabled = Boolean(trainable);
+  find("#stop-training").hidden = !running;
+}
+
+const tell = (value) => (find("#strength").nextElementSibling.textContent = value ? String(value) : "off");
+
+function shape(tag, attributes) {
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
+}

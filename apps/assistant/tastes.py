@@ -1,0 +1,341 @@
+"""A user's choices become a few numbers, in place: fitted after each choice, checked, kept as versions, undone at will.
+
+    tastes = open_tastes(engine, store, home / "users", basis=None)
+    learned = await tastes.learn("me")        # after a choice
+    tastes.activate("me", 2)                  # an earlier version; 0: the model as it is for everybody
+    left, right = tastes.probe("me")          # two ways to answer that differ where the user is known least
+
+The numbers are weights on a basis (`edgealign basis`); they tilt the next token of that user's answers and of nobody
+else's. A version is published into the registry of `edgealign users` only if the choices, each predicted from the
+others, are predicted at least as well as by the population. No text goes there: choices stay in the store.
+
+Shape legend: k choices, B rank, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from assistant import preferences
+from assistant.conversations import Json
+from assistant.engine import Engine
+from assistant.pieces import Personal
+from assistant.preferences import Chosen
+from assistant.readings import Readings
+from assistant.store import Store
+from edgealign.artifact import Input, hash_json, open_artifact
+from edgealign.data.forms import to_json
+from edgealign.errors import CheckFailed, EdgealignError, InputError
+from edgealign.models.builtin import BASES, PREFIX, built_in
+from edgealign.personalize import embedding
+from edgealign.personalize.basis import OpenBasis, basis_folder, open_basis
+from edgealign.personalize.choices import drop_repetitions
+from edgealign.personalize.embedding import Preference
+from edgealign.personalize.recipes import MAX_CHOICES, EmbeddingRecipe
+from edgealign.personalize.tilt import Tilt
+from edgealign.personalize.users import FILE, User, Users, UserVersion, shred
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+STRENGTH, MAX_STRENGTH = 2.0, 4.0  # docs/results/personalization: 2 moves answers, at 4 one in twelve is empty
+PROBE = 1.0  # posterior deviations between the user as known and each of two answers to choose from
+SOON_S = 3.0  # how long the answer to a choice waits for what it taught
+HOW = "learn one from many users' choices (edgealign basis), and start the app with --basis DIR"
+
+
+class Tastes:
+    """Over one engine and one store. `basis` None: nothing is learned, and `why_not` says why."""
+
+    def __init__(
+        self, engine: Engine, store: Store, folder: Path, *, basis: OpenBasis | None, why_not: str = ""
+    ) -> None:
+        self.engine, self.store, self.folder, self.basis, self.why_not = engine, store, folder, basis, why_not
+        self.given = frozenset(engine.users)  # these came with an adapter, and keep it
+        self.faults: dict[str, str] = {}
+        self.learning: set[str] = set()
+        self.lock = asyncio.Lock()  # one fit at a time: the last one sees every choice
+        self.readings = Readings(engine, store, basis) if basis is not None else None
+        self._held: set[asyncio.Future[Json | None]] = set()
+        self._known: dict[str, Preference] = {}
+        self._registry_fault = ""
+        self._start()
+
+    def why_not_for(self, user: str) -> str:
+        """Why nothing is learned of this user; empty where something is."""
+        if self.basis is None:
+            return self.why_not
+        if user in self.given:
+            return "this user's adapter came with the model, and is used as it is"
+        if not user.strip() or not user.isprintable():
+            return "a user whose name cannot be printed is not remembered"
+        return self._registry_fault
+
+    # What is learned.
+
+    async def learn_soon(self, user: str) -> Json | None:
+        """`learn`, if it is done in a moment; it goes on either way."""
+        learning = asyncio.ensure_future(self.learn(user))
+        self._held.add(learning)
+        learning.add_done_callback(self._held.discard)
+        try:
+            return await asyncio.wait_for(asyncio.shield(learning), SOON_S)
+        except TimeoutError:
+            return None
+
+    def close(self) -> None:
+        """Leave what is going on: choices are stored, and are learned from at the next one."""
+        for task in list(self._held):
+            task.cancel()
+        if self.readings is not None:
+            self.readings.close()
+
+    async def learn(self, user: str) -> Json | None:
+        """Fit on all that this user chose, and use it if it does no harm. None: nothing is learned of them.
+
+        What goes wrong is said in `reason`: a choice is stored already, and must not seem lost.
+        """
+        if self.readings is None or self.why_not_for(user):
+            return None
+        async with self.lock:
+            self.learning.add(user)
+            try:
+                chosen = await asyncio.to_thread(self.choices, user)
+                rows = await self.readings.of_choices(chosen)
+                return await asyncio.to_thread(self._fit, user, chosen, rows)
+            except EdgealignError as error:
+                return _learned(user, 0, reason=error.line())
+            finally:
+                self.learning.discard(user)
+
+    def shown(self, chosen: Chosen) -> None:
+        """Two answers are being shown: read them meanwhile."""
+        if self.readings is not None and not self.why_not_for(str(chosen.pair.user_id)):
+            self.readings.ahead(chosen)
+
+    def choices(self, user: str) -> list[Chosen]:
+        """The newest choices of one user, the last word on each question."""
+        every = preferences.choices(self.store, user)
+        known = {id(each.pair): each for each in every}
+        kept, _, _ = drop_repetitions([each.pair for each in every])
+        return [known[id(pair)] for pair in kept[-MAX_CHOICES:]]
+
+    # Versions.
+
+    @contextmanager
+    def registry(self) -> Iterator[Users]:
+        """The registry, which another program may have damaged since.
+
+        Raises:
+            InputError: it is none.
+        """
+        try:
+            with Users(self.folder) as users:
+                yield users
+        except sqlite3.DatabaseError as error:
+            fix = "restore it from a copy, or move it away"
+            raise InputError(self.folder / FILE, f"is no registry ({error})", fix) from error
+
+    def user(self, name: str) -> User | None:
+        """What the registry knows; None: nobody of that name."""
+        if not (self.folder / FILE).is_file():
+            return None
+        with self.registry() as users:
+            return users.user(name) if name in users.names() else None
+
+    def in_use(self, name: str) -> UserVersion | None:
+        """The version in use; None: the model as it is for everybody."""
+        known = self.user(name)
+        return next((each for each in known.versions if each.number == known.active), None) if known else None
+
+    def activate(self, name: str, number: int) -> None:
+        """Use another version; 0 is the model as it is for everybody.
+
+        Raises:
+            UsageError: there is no such version, or nobody of that name.
+        """
+        with self.registry() as users:
+            users.rollback(name, number)
+        self.refresh(name)
+
+    def add_version(self, name: str, adapter: Path) -> UserVersion:
+        """Take a published adapter in and use it."""
+        with self.registry() as users:
+            version = users.add_version(name, adapter)
+        self.refresh(name)
+        return version
+
+    def strength(self, user: str) -> float:
+        with self.store.read() as db:
+            row = db.execute("SELECT strength FROM strengths WHERE user = ?", (user,)).fetchone()
+        return STRENGTH if row is None else float(row["strength"])
+
+    def set_strength(self, user: str, strength: float) -> None:
+        """How far this user's taste is followed; 0: not at all."""
+        with self.store.write() as db:
+            db.execute("INSERT OR REPLACE INTO strengths VALUES (?, ?)", (user, strength))
+        self.refresh(user)
+
+    def forget(self, name: str) -> int:
+        """Remove versions, numbers and strength; how many versions there were. Conversations are not touched here."""
+        for kept in (self.engine.personal, self.faults, self._known):
+            kept.pop(name, None)
+        with self.store.write() as db:
+            db.execute("DELETE FROM strengths WHERE user = ?", (name,))
+        self.store.scrub()
+        known = self.user(name)
+        if known is None:
+            return 0
+        for version in known.versions:
+            shred(self.converted(version))
+        with self.registry() as users:
+            users.forget(name)
+        return len(known.versions)
+
+    def converted(self, version: UserVersion) -> Path:
+        """The folder where a LoRA lies in a runtime's own format, if that is another one than PEFT's."""
+        return self.folder / "converted" / version.folder.name
+
+    def refresh(self, name: str) -> None:
+        """Make the engine answer with this user's version in use. A version that cannot be used is said, and left."""
+        for kept in (self.faults, self._known):
+            kept.pop(name, None)
+        personal = None
+        try:
+            version, strength = self.in_use(name), self.strength(name)
+            if version is not None and strength > 0:
+                personal = self._open(name, version, strength)
+        except EdgealignError as error:
+            self.faults[name] = error.line()
+        if personal is None:
+            self.engine.personal.pop(name, None)
+        else:
+            self.engine.personal[name] = personal
+
+    def probe(self, name: str) -> tuple[Personal, Personal] | None:
+        """Two versions of a user, on both sides of what is known, in the direction that is known least.
+
+        With weights w, their covariance S = R R' and the covariance T of what tokens are worth, R' T R has the main
+        axis u: no other step of one posterior deviation changes what is said as much as R u. The two are w +- R u.
+        """
+        strength = self.strength(name)
+        if self.basis is None or self.why_not_for(name) or strength == 0:
+            return None
+        own = self.engine.personal.get(name)
+        if own is not None and own.tilt is None:
+            return None  # a LoRA answers twice by itself
+        rank = self.basis.folded.rank
+        known = self._known.get(name) or Preference(np.zeros(rank), np.eye(rank), self.basis.digest)
+        root = np.linalg.cholesky(known.covariance)
+        worth = np.cov(self.basis.tilt, rowvar=False).reshape(rank, rank)
+        step = PROBE * root @ np.linalg.eigh(root.T @ worth @ root).eigenvectors[:, -1]
+        facts = {"version": own.facts["version"] if own else 0, "strength": strength, "asking": True}
+        first, second = (
+            Personal(tilt=Tilt.of(self.basis, known.weights + side, strength=strength), facts=facts)
+            for side in (step, -step)
+        )
+        return first, second
+
+    # Inside.
+
+    def _start(self) -> None:
+        """Every user's version in use; a damaged registry is no reason not to chat."""
+        try:
+            names = []
+            if self.basis is not None and (self.folder / FILE).is_file():
+                with self.registry() as users:
+                    names = users.names()
+        except EdgealignError as error:
+            self._registry_fault = error.line()
+        for name in names:
+            if not self.why_not_for(name):
+                self.refresh(name)
+
+    def _open(self, name: str, version: UserVersion, strength: float) -> Personal:
+        """A version as the engine takes it.
+
+        Raises:
+            EdgealignError: damaged, or of another basis or model.
+        """
+        assert self.basis is not None
+        facts = {
+            "version": version.number, "method": version.method, "strength": strength, "digest": version.digest
+        }  # fmt: skip
+        if version.method == "lore":
+            known = self._known[name] = embedding.read_preference(version.folder, self.basis)
+            return Personal(tilt=Tilt.of(self.basis, known.weights, strength=strength), facts=facts)
+        from assistant.training import as_runtime_reads
+
+        open_artifact(version.folder, kind="adapter")
+        return Personal(adapter=as_runtime_reads(self.engine, version.folder, self.converted(version)), facts=facts)
+
+    def _fit(self, user: str, chosen: Sequence[Chosen], rows: Floats) -> Json:
+        """Fit (k, B + 1) choices, check, publish, use. In a thread."""
+        assert self.basis is not None
+        if not len(rows):
+            return _learned(user, 0, reason="nothing was preferred yet")
+        known, in_use = self.user(user), self.in_use(user)
+        if in_use is not None and in_use.method != "lore":
+            return _learned(user, len(rows), reason="the version that was trained stays in use; train it again")
+        # Choices by their digest, and no path: nothing of a user is in an adapter's manifest.
+        digest = hash_json([to_json(each.pair) for each in chosen])
+        inputs = [Input("basis", "basis", self.basis.digest, ""), Input("choices", "file", digest, "")]
+        started_s = time.perf_counter()
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".fit-") as scratch:
+            try:
+                made = embedding.publish_user(
+                    EmbeddingRecipe(), self.basis, rows, user=user, out=Path(scratch) / "adapter", inputs=inputs,
+                    licences={}, facts={},
+                )  # fmt: skip
+            except CheckFailed:
+                reason = "these choices are not foreseen better with it than without: kept as it is"
+                return _learned(user, len(rows), reason=reason)
+            words = str(made.meta["words"])
+            if known is not None and known.versions and known.versions[-1].digest == made.digest:
+                return _learned(user, len(rows), words=words, reason="nothing new in it")
+            version = self.add_version(user, made.path)
+        return _learned(user, len(rows), words=words, version=version.number, seconds=time.perf_counter() - started_s)
+
+
+def open_tastes(engine: Engine, store: Store, folder: Path, *, basis: str | None = None) -> Tastes:
+    """With this basis, or with the starter's where the model is the starter.
+
+    Raises:
+        UsageError: no basis, or one of another model.
+    """
+    base = engine.facts.get("base_digest")
+    if basis is not None:
+        shared = open_basis(basis_folder(basis))
+        if not base:
+            raise InputError(basis, "is of a model whose digest this one does not say", "export it: edgealign export")
+        embedding.check_basis(shared, str(base), basis)
+        return Tastes(engine, store, folder, basis=shared)
+    try:
+        shared = open_basis(built_in(PREFIX + BASES[0], BASES) or BASES[0])
+    except EdgealignError as error:
+        return Tastes(engine, store, folder, basis=None, why_not=error.line())
+    if shared.model_digest == base:
+        return Tastes(engine, store, folder, basis=shared)
+    return Tastes(engine, store, folder, basis=None, why_not=f"there is no basis for this model yet; {HOW}")
+
+
+def _learned(
+    user: str, choices: int, *, words: str = "", version: int | None = None, reason: str = "", seconds: float = 0.0
+) -> Json:
+    """What a choice taught, and how long the fit took; `version` None: nothing was published, for this reason."""
+    seconds = round(seconds, 4)
+    return {
+        "user": user, "choices": choices, "words": words, "version": version, "reason": reason, "seconds": seconds
+    }  # fmt: skip

@@ -1,0 +1,265 @@
+"""A LoRA from a user's choices, trained in the background and used only if it beats the version in use.
+
+    trainer = Trainer(tastes)
+    await trainer.start("me")            # a process of its own at low priority: edgealign personalize --method lora
+    trainer.state("me")                  # {"state": "running", "progress": 0.4, "message": ...}
+    await trainer.cancel("me")
+
+`personalize` holds a part of the choices out and publishes nothing that ranks them worse than the base model does. Here
+the bar is higher: the numbers that are in use are fitted on the same choices as the LoRA, and the LoRA has to rank more
+of the held-out ones as they were chosen. Training needs the model in torch: the starter, the model that the server
+answers with, or the one that a bundle was exported from, where it still lies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from assistant.conversations import Json
+from assistant.engine import Engine
+from assistant.faults import Fault
+from assistant.preferences import Chosen
+from assistant.tastes import Tastes
+from edgealign.artifact import Artifact, open_artifact, read_manifest
+from edgealign.data.forms import to_json
+from edgealign.data.synthetic import write_jsonl
+from edgealign.errors import EdgealignError, InputError
+from edgealign.models.builtin import NAMES, built_in
+from edgealign.personalize.choices import split
+from edgealign.personalize.lore import fit_users
+from edgealign.personalize.recipes import MIN_CHOICES, LoraRecipe
+from edgealign.plan import count_parameters
+
+SMALL, QUICK = 50_000_000, 1e-2  # parameters below which a fit takes this learning rate (LoraRecipe.learning_rate)
+SUFFIXES = {"llama.cpp": ".gguf", "onnxruntime": ".onnx_adapter", "executorch": ".safetensors"}
+STEP = re.compile(r"^(?P<what>.+): (?P<done>\d+)/(?P<of>\d+)")
+BEGUN, FITTED, RANKED = 0.1, 0.8, 0.9  # of the whole, when these are done
+LONGEST_LINE = 300
+
+
+@dataclass
+class Run:
+    """One user's training. `task` ends when everything is cleaned up."""
+
+    state: str = "running"
+    progress: float = 0.0
+    message: str = "Starting"
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    def as_json(self) -> Json:
+        return {"state": self.state, "progress": round(self.progress, 3), "message": self.message}
+
+
+class Trainer:
+    """Over the tastes of one server; one training at a time."""
+
+    def __init__(self, tastes: Tastes) -> None:
+        self.tastes = tastes
+        self.runs: dict[str, Run] = {}
+
+    def why_not(self, user: str) -> str:
+        """Why no LoRA can be trained for this user; empty where one can."""
+        if reason := self.tastes.why_not_for(user):
+            return reason
+        return "" if base_model(self.tastes.engine) else (
+            "training needs the model in torch, and what this bundle was exported from is not here"
+        )  # fmt: skip
+
+    def state(self, user: str) -> Json:
+        run = self.runs.get(user)
+        return run.as_json() if run else Run("none", message="").as_json()
+
+    async def start(self, user: str) -> None:
+        """Begin.
+
+        Raises:
+            Fault: it cannot be trained here, there are too few choices, or something is being trained.
+        """
+        if reason := await asyncio.to_thread(self.why_not, user):
+            raise Fault(409, reason, code="not_trainable")
+        if any(run.state == "running" for run in self.runs.values()):
+            raise Fault(409, "a training is running already", code="training")
+        run = self.runs[user] = Run()
+        chosen = await asyncio.to_thread(self.tastes.choices, user)
+        if len(chosen) < MIN_CHOICES:
+            del self.runs[user]
+            raise Fault(409, f"training takes {MIN_CHOICES} choices, there are {len(chosen)}", code="too_few_choices")
+        run.task = asyncio.create_task(self._run(user, run, chosen))
+
+    async def cancel(self, user: str) -> None:
+        """Stop, and wait until nothing is left of it."""
+        run = self.runs.get(user)
+        if run is None or run.task is None or run.task.done():
+            return
+        run.task.cancel()
+        await asyncio.gather(run.task, return_exceptions=True)
+
+    async def forget(self, user: str) -> None:
+        await self.cancel(user)
+        self.runs.pop(user, None)
+
+    async def close(self) -> None:
+        for user in list(self.runs):
+            await self.cancel(user)
+
+    async def _run(self, user: str, run: Run, chosen: Sequence[Chosen]) -> None:
+        folder = self.tastes.folder
+        await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".train-"))
+        choices = scratch / "choices.jsonl"
+        try:
+            await asyncio.to_thread(write_jsonl, choices, [to_json(each.pair) for each in chosen])
+            made = await self._train(user, run, choices, scratch / "adapter")
+            run.progress, run.message = RANKED, "Comparing with the version in use"
+            run.message = await self._use_if_better(user, chosen, made)
+            run.state, run.progress = "finished", 1.0
+        except asyncio.CancelledError:
+            run.state, run.message = "cancelled", "Stopped; everything is as it was."
+            raise
+        except EdgealignError as error:
+            run.state, run.message = "failed", error.line()
+        finally:
+            _wipe(choices)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    async def _train(self, user: str, run: Run, choices: Path, out: Path) -> Artifact:
+        """The command in a process of its own; what it says is the progress.
+
+        Raises:
+            InputError: it published nothing, with its own last line.
+        """
+        base = base_model(self.tastes.engine)
+        assert base is not None
+        command = [
+            *(["nice", "-n", "15"] if shutil.which("nice") else []), sys.executable, "-m", "edgealign", "personalize",
+            "--method", "lora", f"--model={base}", f"--choices={choices}", f"--user={user}", f"--out={out}",
+            f"--threads={max(1, (os.cpu_count() or 1) // 2)}",
+        ]  # fmt: skip
+        if count_parameters(base) < SMALL:
+            command.append(f"--learning-rate={QUICK}")
+        root = str(Path(sys.modules["edgealign"].__file__ or "").resolve().parents[1])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE, env=environment,
+        )  # fmt: skip
+        last = ""
+        try:
+            assert process.stderr is not None
+            async for line in process.stderr:
+                last = line.decode("utf-8", "replace").strip()[:LONGEST_LINE] or last
+                _tell(run, last)
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if code:
+            raise InputError("the training", last or f"ended with status {code}")
+        return await asyncio.to_thread(open_artifact, out, kind="adapter")
+
+    async def _use_if_better(self, user: str, chosen: Sequence[Chosen], made: Artifact) -> str:
+        """Use it if it ranks more held-out choices as they were made than the version in use; what came of it."""
+        import torch
+
+        tastes = self.tastes
+        assert tastes.readings is not None
+        pairs = {id(each.pair): each for each in chosen}
+        fitted, held_out = split([each.pair for each in chosen], share=LoraRecipe().held_out)
+        own = await tastes.readings.of_choices([pairs[id(pair)] for pair in fitted])
+        asked = await tastes.readings.of_choices([pairs[id(pair)] for pair in held_out])
+        score = float(made.manifest.checks[0].value or 0.0)
+        async with tastes.lock:
+            version = await asyncio.to_thread(tastes.in_use, user)
+            if version is None:
+                bar = made.manifest.checks[0].tolerance or 0.0  # the base model's
+            elif version.method == "lore":
+                weights = fit_users(torch.from_numpy(own)[None]).weights[0]
+                bar = float((asked[:, 0] + asked[:, 1:] @ weights > 0).mean())
+            else:
+                bar = version.score or 0.0
+            said = f"it ranks {score:.0%} of {len(asked)} held-out choices as you did, the version in use {bar:.0%}"
+            if score <= bar and version is not None:
+                return f"Not used: {said}."
+            added = await asyncio.to_thread(tastes.add_version, user, made.path)
+            return f"Version {added.number} is in use: {said}."
+
+
+def base_model(engine: Engine) -> Path | None:
+    """The model in torch that the server's answers come from, if it is on this machine."""
+    folder, wanted = Path(engine.facts.get("folder") or ""), engine.facts.get("base_digest")
+    if not wanted:
+        return None
+    if engine.facts["runtime"] == "torch":
+        return folder
+    try:
+        starter = built_in(NAMES[0])
+        if starter is not None and read_manifest(starter).digest == wanted:
+            return starter
+        for entry in read_manifest(folder).inputs:
+            if entry.digest == wanted and read_manifest(folder / entry.hint).digest == wanted:
+                return (folder / entry.hint).resolve()
+    except EdgealignError:
+        return None
+    return None
+
+
+def as_runtime_reads(engine: Engine, adapter: Path, converted: Path) -> Path:
+    """A LoRA in the form that the engine's runtime takes; it is converted once.
+
+    Raises:
+        EdgealignError: this bundle takes no adapters, or the model that the conversion needs is not here.
+    """
+    runtime, folder = str(engine.facts["runtime"]), Path(engine.facts["folder"])
+    if runtime == "torch":
+        return adapter
+    out = converted / f"adapter{SUFFIXES[runtime]}"
+    if out.is_file():
+        return out
+    out.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if runtime == "llama.cpp":
+        from edgealign.models.load import read_config
+        from edgealign.runtimes.gguf_adapter import write_lora_gguf
+
+        base = base_model(engine)
+        if base is None:
+            raise InputError(folder, "lacks the model that it was exported from", "bring it back, and start again")
+        write_lora_gguf(adapter, out, base_config=read_config(base))
+        return out
+    from edgealign.runtimes.lora_inputs import read_inputs
+
+    if runtime == "onnxruntime":
+        from edgealign.runtimes.onnx_adapter import write_lora_onnx
+
+        write_lora_onnx(adapter, out, inputs=read_inputs(folder))
+    else:
+        from edgealign.runtimes.executorch_adapter import write_lora_executorch
+
+        write_lora_executorch(adapter, out, inputs=read_inputs(folder))
+    return out
+
+
+def _tell(run: Run, line: str) -> None:
+    if found := STEP.match(line):
+        share = int(found["done"]) / max(1, int(found["of"]))
+        run.progress = max(run.progress, BEGUN + (FITTED - BEGUN) * share)
+        run.message = f"{found['what'].capitalize()}: {found['done']} of {found['of']}"
+    elif " choices to learn" in line:
+        run.progress, run.message = BEGUN, "Learning from your choices"
+
+
+def _wipe(file: Path) -> None:
+    """A file with texts: overwritten, and gone."""
+    if file.is_file():
+        with file.open("r+b") as opened:
+            opened.write(bytes(file.stat().st_size))
+            os.fsync(opened.fileno())
+        file.unlink()
