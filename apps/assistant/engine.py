@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from assistant.faults import Fault, fault_of
 from assistant.metrics import Metrics
-from assistant.pieces import Answer, Emit, Event, Job, Personal, Writer
+from assistant.pieces import Answer, Emit, Event, Job, Personal, Writer, never_empty
 from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.data.forms import Message
 from edgealign.data.typed import encoder
@@ -202,7 +202,9 @@ class Engine:
         own = job.personal or self._own(job.user)
         prompt, known = job.prompt, self._enter(own.adapter, keep=job.keep, prompt=job.prompt)
         writer = Writer(self._decoder, job, emit)
+        ends = {self._end} if job.chat else {self._end, int(self.tokenizer.eos_token_id or self._end)}
         tilt = replace(own.tilt, paid=[]) if own.tilt else None
+        hooks = [never_empty(tilt, sorted(ends), len(prompt))] if tilt else []
         self._fed = []  # until the answer is through, nobody knows
         while len(prompt) - known > PREFILL and not cancelled():
             self._session.prefill(prompt[known : known + PREFILL])
@@ -212,8 +214,7 @@ class Engine:
         fed_s = time.perf_counter() - start_s
         made = generate(
             self._session, prompt[known:], before=prompt[:known], sampling=job.sampling,
-            stop={self._end} if job.chat else {self._end, int(self.tokenizer.eos_token_id or self._end)},
-            hooks=[*([tilt] if tilt else []), *([writer.see] if job.top_logprobs is not None else [])],
+            stop=ends, hooks=hooks if job.top_logprobs is None else [*hooks, writer.see],
             on_token=lambda token: writer.push(token) and not cancelled(),
         )  # fmt: skip
         self._fed = [*prompt, *_fed(made)]

@@ -15,6 +15,7 @@ from edgealign.runtimes.recipes import Sampling
 
 if TYPE_CHECKING:
     from edgealign.personalize.tilt import Tilt
+    from edgealign.runtimes.generate import LogitsHook
     from edgealign.runtimes.session import Logits
 
 
@@ -125,6 +126,23 @@ class Writer:
 
     def _word(self, token: int) -> str:
         return str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+
+def never_empty(tilt: Tilt, ends: Sequence[int], start: int) -> LogitsHook:
+    """The tilt, but that the first token is no likelier to be an end than without it: who wants short answers wants
+    answers."""
+
+    def hook(history: Sequence[int], logits: Logits) -> Logits:
+        tilted = tilt(history, logits)
+        if len(history) == start:
+            places = list(ends)
+            # As far below the best other token as it was before, at least.
+            most = np.delete(tilted, places).max() + logits[places] - np.delete(logits, places).max()
+            tilted = tilted.copy()
+            tilted[places] = np.minimum(tilted[places], most)
+        return tilted
+
+    return hook
 
 
 def bytes_of(text: str) -> list[int] | None:

@@ -44,6 +44,8 @@ WAYS = {
     "length": ("longer", "shorter"), "formality": ("more formal", "more casual"), "word length": ("longer words",
     "shorter words"), "sentence length": ("longer sentences", "shorter sentences"), "bullets": ("bullets", "prose"),
     "you": ("speaks to you", "speaks less to you"), "me": ("speaks of itself", "speaks less of itself"),
+    "exclamations": ("more exclamation marks", "fewer exclamation marks"), "questions": ("more questions",
+    "fewer questions"), "digits": ("more digits", "fewer digits"),
 }  # fmt: skip
 LEAST_DEVIATION = 1e-3
 LEAST_VARYING = 0.05  # share of the pool that must differ from its most frequent value

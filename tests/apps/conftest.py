@@ -128,14 +128,14 @@ def scripted() -> EngineMaker:
 
     def make(
         session: Any = None, *, users: Sequence[str] = (), queue: int = 16, context: int = 512,
-        reopen: Callable[[], Any] | None = None,
+        reopen: Callable[[], Any] | None = None, base_digest: str | None = None,
     ) -> Engine:  # fmt: skip
         tokenizer = load_tokenizer("starter")
         made = session or ScriptedSession(vocab=len(tokenizer))
         return Engine(
             reopen or (lambda: made), name="script", tokenizers=(tokenizer, load_tokenizer("starter")),
             context=context, users={user: Path(user) for user in users}, metrics=Metrics(), queue=queue,
-            facts={"runtime": "scripted", "digest": "0" * 64, "adapters": {}},
+            facts={"runtime": "scripted", "digest": "0" * 64, "adapters": {}, "base_digest": base_digest},
         )  # fmt: skip
 
     return make

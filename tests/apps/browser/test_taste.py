@@ -1,0 +1,75 @@
+"""The panel "Your taste": a choice says what it taught, strength and versions can be changed, all can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ..conftest import Served
+from ..test_taste import teach
+from .conftest import Talk, TalkMaker, on_both
+from .test_choices import ask_twice
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def taught(starter: Served) -> Iterator[Served]:
+    """The starter's server, whose usual user has made three choices."""
+    starter.http.delete("/api/users/me")
+    teach(starter, "me", 3)
+    yield starter
+    starter.http.delete("/api/users/me")
+
+
+def panel(talk: Talk) -> Talk:
+    talk.side()
+    talk.button("Your taste").click()
+    talk.find("#taste[open]").wait_for()
+    return talk
+
+
+@on_both
+def test_the_panel_says_what_was_learned_and_shows_how_well_it_foresees(taught: Served, tab: TalkMaker) -> None:
+    talk = panel(tab(taught.url))
+    talk.find("#words").filter(has_text="horter").wait_for()
+    talk.find("#adapter").filter(has_text="You have a version of your own: starter@me").wait_for()
+    assert talk.find("#foreseen .own").count() == 3
+    assert "Version 3 foresees a choice" in talk.find("#foreseen figcaption").inner_text()
+    assert talk.find("#taste-versions li").count() == 4
+    box = talk.find("#foreseen svg").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= talk.page.viewport_size["width"]
+
+
+def test_strength_and_versions_count_at_once_and_undo_is_one_press(taught: Served, tab: TalkMaker) -> None:
+    talk = panel(tab(taught.url))
+    slider = talk.page.get_by_label("Strength", exact=True)
+    slider.fill("0.5")
+    talk.find("#strength-row output").filter(has_text="0.5").wait_for()
+    talk.button("Use version 1").click()
+    talk.toasted("Version 1 answers now.")
+    found = taught.http.get("/api/taste").json()
+    assert (found["strength"], found["active"]) == (0.5, 1)
+    talk.button("Use everybody's").click()
+    talk.find("#adapter").filter(has_text="no version of your own yet").wait_for()
+    assert taught.http.get("/api/taste").json()["active"] == 0
+
+
+def test_a_choice_says_what_it_taught(taught: Served, tab: TalkMaker) -> None:
+    talk = tab(taught.url)
+    ask_twice(talk, "Give me an idea.")
+    talk.find(".side").first.get_by_role("button").click()
+    talk.find("#toast.shown").wait_for()
+    assert talk.find("#toast").inner_text().startswith(("So far: ", "Noted: "))
+
+
+def test_a_training_shows_its_progress_and_can_be_stopped(taught: Served, tab: TalkMaker) -> None:
+    teach(taught, "me", 4)
+    talk = panel(tab(taught.url))
+    talk.button("Train").click()
+    talk.find("#training-progress").wait_for()
+    talk.button("Stop training").click()
+    talk.find("#training-note").filter(has_text="Stopped; everything is as it was.").wait_for()
+    assert talk.button("Train").is_enabled()

@@ -1,0 +1,82 @@
+"""A LoRA of a user's choices, trained beside the chat: used if it is better, told if not, stopped without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from assistant.training import as_runtime_reads, base_model
+
+from edgealign.runtimes.gguf_adapter import read_lora_gguf
+
+from .conftest import EngineMaker, Served, serving, until
+from .test_taste import say, starter_digest, taste, teach
+
+
+def training(served: Served, user: str) -> dict[str, Any]:
+    return dict(taste(served, user)["training"])
+
+
+def refused(served: Served, user: str) -> str:
+    found = served.http.post("/api/taste/training", params={"user": user})
+    assert found.status_code == 409, found.text
+    return str(found.json()["error"]["message"])
+
+
+@pytest.mark.slow
+def test_a_lora_that_beats_everybodys_model_is_used_and_undone(served: Served) -> None:
+    teach(served, "tom")
+    taste(served, "tom", "POST", "/active", version=0)  # the version in use is everybody's
+    everybody = say(served, "tom")
+    begun = taste(served, "tom", "POST", "/training")["training"]
+    assert begun["state"] == "running"
+    assert "running already" in refused(served, "tom")
+    until(lambda: training(served, "tom")["state"] != "running")
+    ended = training(served, "tom")
+    assert ended["state"] == "finished", ended
+    assert "held-out choices" in ended["message"]
+    found = taste(served, "tom")
+    assert (found["versions"][-1]["method"], found["active"]) == ("lora", 5)
+    said = say(served, "tom")
+    assert said["facts"]["taste"]["method"] == "lora"
+    assert said["content"] != everybody["content"]
+    assert teach(served, "tom", 1)[0]["version"] is None  # numbers do not displace what was trained
+    taste(served, "tom", "POST", "/active", version=0)
+    assert say(served, "tom")["content"] == everybody["content"]
+    assert served.http.delete("/api/users/tom").json()["versions"] == 5
+    assert training(served, "tom")["state"] == "none"
+
+
+def test_stopped_it_leaves_nothing(scripted: EngineMaker, tmp_path: Path) -> None:
+    with serving(scripted(base_digest=starter_digest(), context=1024), tmp_path / "home") as served:
+        assert "takes 4 choices" in refused(served, "me")
+        teach(served, "me")
+        taste(served, "me", "POST", "/training")
+        assert taste(served, "me", "DELETE", "/training")["training"]["state"] == "cancelled"
+        assert taste(served, "me")["active"] == 4
+        assert [each.name for each in (tmp_path / "home" / "users").iterdir() if each.name.startswith(".")] == []
+
+
+def test_without_the_model_in_torch_it_says_so(scripted: EngineMaker, tmp_path: Path) -> None:
+    with serving(scripted(base_digest=starter_digest(), context=1024), tmp_path / "home") as served:
+        assert base_model(served.engine) is not None
+        served.engine.facts["base_digest"] = "0" * 64  # of a bundle whose model is gone
+        assert "needs the model in torch" in refused(served, "me")
+
+
+@pytest.mark.runtime
+def test_a_bundle_gets_it_in_its_own_format(
+    scripted: EngineMaker, tiny_bundle: Callable[[str], Path], tiny_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    engine, adapter, bundle = scripted(), tiny_lora(), tiny_bundle("f32")
+    from edgealign.artifact import read_manifest
+
+    engine.facts.update(runtime="llama.cpp", folder=bundle, base_digest=read_manifest(bundle).meta["model_digest"])
+    made = as_runtime_reads(engine, adapter, tmp_path / "converted")
+    assert read_lora_gguf(made).base_digest == engine.facts["base_digest"]
+    before = made.stat().st_mtime_ns
+    assert as_runtime_reads(engine, adapter, tmp_path / "converted") == made
+    assert made.stat().st_mtime_ns == before
+    engine.close()
