@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from assistant.training import as_runtime_reads, base_model
 
+from edgealign.errors import InputError
+from edgealign.models.builtin import built_in
 from edgealign.runtimes.gguf_adapter import read_lora_gguf
 
 from .conftest import EngineMaker, Served, serving, until
@@ -70,13 +72,15 @@ def test_without_the_model_in_torch_it_says_so(scripted: EngineMaker, tmp_path: 
 def test_a_bundle_gets_it_in_its_own_format(
     scripted: EngineMaker, tiny_bundle: Callable[[str], Path], tiny_lora: Callable[..., Path], tmp_path: Path
 ) -> None:
-    engine, adapter, bundle = scripted(), tiny_lora(), tiny_bundle("f32")
-    from edgealign.artifact import read_manifest
-
-    engine.facts.update(runtime="llama.cpp", folder=bundle, base_digest=read_manifest(bundle).meta["model_digest"])
+    engine, adapter = scripted(base_digest=starter_digest()), tiny_lora(seed=1, base=built_in("starter"))
+    engine.facts.update(runtime="llama.cpp", folder=tiny_bundle("f32"))
     made = as_runtime_reads(engine, adapter, tmp_path / "converted")
-    assert read_lora_gguf(made).base_digest == engine.facts["base_digest"]
+    assert read_lora_gguf(made).base_digest == starter_digest()
     before = made.stat().st_mtime_ns
     assert as_runtime_reads(engine, adapter, tmp_path / "converted") == made
     assert made.stat().st_mtime_ns == before
+    engine.facts["base_digest"] = "0" * 64  # a bundle whose model is gone takes what was converted, and nothing new
+    assert as_runtime_reads(engine, adapter, tmp_path / "converted") == made
+    with pytest.raises(InputError, match="lacks the model"):
+        as_runtime_reads(engine, adapter, tmp_path / "new")
     engine.close()
