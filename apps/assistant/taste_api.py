@@ -21,8 +21,9 @@ from assistant.conversations import Json
 from assistant.faults import Fault
 from assistant.forms import User
 from assistant.taste_forms import ActiveForm, StrengthForm, TasteState
-from assistant.tastes import MAX_STRENGTH, STRENGTH, Tastes
+from assistant.tastes import Tastes
 from assistant.training import Trainer
+from assistant.versions import MAX_STRENGTH, STRENGTH
 from edgealign.errors import EdgealignError
 
 Whose = Annotated[User | None, Query(description="none: who is speaking by the settings")]
@@ -46,7 +47,7 @@ def routes(answerer: Answerer, tastes: Tastes, trainer: Trainer) -> APIRouter:
 
     @router.post("/active", response_model=TasteState)
     def activate(form: ActiveForm, user: Whose = None) -> Json:
-        known = tastes.user(named(user))
+        known = tastes.versions.user(named(user))
         if form.version not in (0, *(each.number for each in known.versions if known)) if known else form.version:
             raise Fault(404, "no such version of this user", code="not_found", param="version")
         if known:
@@ -70,7 +71,11 @@ def state_of(tastes: Tastes, trainer: Trainer, user: str) -> Json:
     """`TasteState` of one user; a damaged registry is told, and nothing else fails."""
     why_not, known, fault = tastes.why_not_for(user), None, tastes.faults.get(user, "")
     try:
-        known = tastes.user(user)
+        known = tastes.versions.user(user)
+        used = tastes.engine.personal.get(user)
+        if known and not why_not and (used.facts["version"] if used else 0) != known.active:
+            tastes.refresh(user)  # `edgealign users` was there in the meantime
+            fault = tastes.faults.get(user, "")
     except EdgealignError as error:
         fault = error.line()
     versions = [
@@ -85,7 +90,7 @@ def state_of(tastes: Tastes, trainer: Trainer, user: str) -> Json:
         "user": user, "ready": not why_not, "why_not": why_not, "fault": fault,
         "simulated": tastes.basis is not None and tastes.basis.simulated, "choices": len(tastes.choices(user)),
         "words": next((each["words"] for each in versions if each["active"]), ""),
-        "active": known.active if known else 0, "strength": tastes.strength(user), "usual_strength": STRENGTH,
+        "active": known.active if known else 0, "strength": tastes.versions.strength(user), "usual_strength": STRENGTH,
         "max_strength": MAX_STRENGTH, "versions": versions, "learning": user in tastes.learning,
         "trainable": trainer.why_not(user), "training": trainer.state(user),
     }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from assistant.forms import ComparisonRecord, Edited, Form
-from assistant.tastes import MAX_STRENGTH
+from assistant.versions import MAX_STRENGTH
 
 
 class Learned(BaseModel):

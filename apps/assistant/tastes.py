@@ -15,11 +15,8 @@ Shape legend: k choices, B rank, V vocabulary.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +29,7 @@ from assistant.pieces import Personal
 from assistant.preferences import Chosen
 from assistant.readings import Readings
 from assistant.store import Store
+from assistant.versions import Versions
 from edgealign.artifact import Input, hash_json, open_artifact
 from edgealign.data.forms import to_json
 from edgealign.errors import CheckFailed, EdgealignError, InputError
@@ -42,20 +40,17 @@ from edgealign.personalize.choices import drop_repetitions
 from edgealign.personalize.embedding import Preference
 from edgealign.personalize.recipes import MAX_CHOICES, EmbeddingRecipe
 from edgealign.personalize.tilt import Tilt
-from edgealign.personalize.users import FILE, User, Users, UserVersion, shred
+from edgealign.personalize.users import UserVersion
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
 
-# Ten planted users of 8 choices on the starter's basis: 0.5, 1, 1.5 and 2 move answers by 0.3, 0.6, 0.9 and 1.0
-# deviations of their taste, for 0.06, 0.6, 2.1 and 3.4 nats a token.
-STRENGTH, MAX_STRENGTH = 1.0, 2.0
 # How far two answers to choose from are tilted apart. On the starter a choice between them teaches as much as one
 # between the two of four plain answers that teach most (0.22 and 0.26, +- 0.04; two plain answers: 0.17).
 ASKING = 1.0
-SOON_S = 3.0  # how long the answer to a choice waits for what it taught
+SOON_S = 2.0  # how long the answer to a choice waits for what it taught
 HOW = "learn one from many users' choices (edgealign basis), and start the app with --basis DIR"
 
 
@@ -65,7 +60,8 @@ class Tastes:
     def __init__(
         self, engine: Engine, store: Store, folder: Path, *, basis: OpenBasis | None, why_not: str = ""
     ) -> None:
-        self.engine, self.store, self.folder, self.basis, self.why_not = engine, store, folder, basis, why_not
+        self.engine, self.store, self.basis, self.why_not = engine, store, basis, why_not
+        self.versions = Versions(store, folder)
         self.given = frozenset(engine.users)  # these came with an adapter, and keep it
         self.faults: dict[str, str] = {}
         self.learning: set[str] = set()
@@ -137,79 +133,31 @@ class Tastes:
 
     # Versions.
 
-    @contextmanager
-    def registry(self) -> Iterator[Users]:
-        """The registry, which another program may have damaged since.
-
-        Raises:
-            InputError: it is none.
-        """
-        try:
-            with Users(self.folder) as users:
-                yield users
-        except sqlite3.DatabaseError as error:
-            fix = "restore it from a copy, or move it away"
-            raise InputError(self.folder / FILE, f"is no registry ({error})", fix) from error
-
-    def user(self, name: str) -> User | None:
-        """What the registry knows; None: nobody of that name."""
-        if not (self.folder / FILE).is_file():
-            return None
-        with self.registry() as users:
-            return users.user(name) if name in users.names() else None
-
-    def in_use(self, name: str) -> UserVersion | None:
-        """The version in use; None: the model as it is for everybody."""
-        known = self.user(name)
-        return next((each for each in known.versions if each.number == known.active), None) if known else None
-
     def activate(self, name: str, number: int) -> None:
         """Use another version; 0 is the model as it is for everybody.
 
         Raises:
             UsageError: there is no such version, or nobody of that name.
         """
-        with self.registry() as users:
-            users.rollback(name, number)
+        self.versions.activate(name, number)
         self.refresh(name)
 
     def add_version(self, name: str, adapter: Path) -> UserVersion:
         """Take a published adapter in and use it."""
-        with self.registry() as users:
-            version = users.add_version(name, adapter)
+        version = self.versions.add(name, adapter)
         self.refresh(name)
         return version
 
-    def strength(self, user: str) -> float:
-        with self.store.read() as db:
-            row = db.execute("SELECT strength FROM strengths WHERE user = ?", (user,)).fetchone()
-        return STRENGTH if row is None else float(row["strength"])
-
     def set_strength(self, user: str, strength: float) -> None:
         """How far this user's taste is followed; 0: not at all."""
-        with self.store.write() as db:
-            db.execute("INSERT OR REPLACE INTO strengths VALUES (?, ?)", (user, strength))
+        self.versions.set_strength(user, strength)
         self.refresh(user)
 
     def forget(self, name: str) -> int:
         """Remove versions, numbers and strength; how many versions there were. Conversations are not touched here."""
         for kept in (self.engine.personal, self.faults, self._known):
             kept.pop(name, None)
-        with self.store.write() as db:
-            db.execute("DELETE FROM strengths WHERE user = ?", (name,))
-        self.store.scrub()
-        known = self.user(name)
-        if known is None:
-            return 0
-        for version in known.versions:
-            shred(self.converted(version))
-        with self.registry() as users:
-            users.forget(name)
-        return len(known.versions)
-
-    def converted(self, version: UserVersion) -> Path:
-        """The folder where a LoRA lies in a runtime's own format, if that is another one than PEFT's."""
-        return self.folder / "converted" / version.folder.name
+        return self.versions.forget(name)
 
     def refresh(self, name: str) -> None:
         """Make the engine answer with this user's version in use. A version that cannot be used is said, and left."""
@@ -217,7 +165,7 @@ class Tastes:
             kept.pop(name, None)
         personal = None
         try:
-            version, strength = self.in_use(name), self.strength(name)
+            version, strength = self.versions.in_use(name), self.versions.strength(name)
             if version is not None and strength > 0:
                 personal = self._open(name, version, strength)
         except EdgealignError as error:
@@ -233,7 +181,7 @@ class Tastes:
         With weights w, their covariance S = R R' and the covariance T of what tokens are worth, R' T R has the main
         axis u: no other step of one posterior deviation changes what is said as much as R u. The two are w +- R u.
         """
-        strength = self.strength(name)
+        strength = self.versions.strength(name)
         if self.basis is None or self.why_not_for(name) or strength == 0:
             return None
         own = self.engine.personal.get(name)
@@ -255,11 +203,11 @@ class Tastes:
 
     def _start(self) -> None:
         """Every user's version in use; a damaged registry is no reason not to chat."""
+        names = []
         try:
-            names = []
-            if self.basis is not None and (self.folder / FILE).is_file():
-                with self.registry() as users:
-                    names = users.names()
+            self.versions.sweep()
+            if self.basis is not None:
+                names = self.versions.names()
         except EdgealignError as error:
             self._registry_fault = error.line()
         for name in names:
@@ -282,25 +230,25 @@ class Tastes:
         from assistant.training import as_runtime_reads
 
         open_artifact(version.folder, kind="adapter")
-        return Personal(adapter=as_runtime_reads(self.engine, version.folder, self.converted(version)), facts=facts)
+        adapter = as_runtime_reads(self.engine, version.folder, self.versions.converted(version))
+        return Personal(adapter=adapter, facts=facts)
 
     def _fit(self, user: str, chosen: Sequence[Chosen], rows: Floats) -> Json:
         """Fit (k, B + 1) choices, check, publish, use. In a thread."""
         assert self.basis is not None
         if not len(rows):
             return _learned(user, 0, reason="nothing was preferred yet")
-        known, in_use = self.user(user), self.in_use(user)
+        known, in_use = self.versions.user(user), self.versions.in_use(user)
         if in_use is not None and in_use.method != "lore":
             return _learned(user, len(rows), reason="the version that was trained stays in use; train it again")
         # Choices by their digest, and no path: nothing of a user is in an adapter's manifest.
         digest = hash_json([to_json(each.pair) for each in chosen])
         inputs = [Input("basis", "basis", self.basis.digest, ""), Input("choices", "file", digest, "")]
         started_s = time.perf_counter()
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".fit-") as scratch:
+        with self.versions.scratch() as scratch:
             try:
                 made = embedding.publish_user(
-                    EmbeddingRecipe(), self.basis, rows, user=user, out=Path(scratch) / "adapter", inputs=inputs,
+                    EmbeddingRecipe(), self.basis, rows, user=user, out=scratch / "adapter", inputs=inputs,
                     licences={}, facts={},
                 )  # fmt: skip
             except CheckFailed:

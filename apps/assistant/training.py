@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,24 +110,19 @@ class Trainer:
             await self.cancel(user)
 
     async def _run(self, user: str, run: Run, chosen: Sequence[Chosen]) -> None:
-        folder = self.tastes.folder
-        await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".train-"))
-        choices = scratch / "choices.jsonl"
         try:
-            await asyncio.to_thread(write_jsonl, choices, [to_json(each.pair) for each in chosen])
-            made = await self._train(user, run, choices, scratch / "adapter")
-            run.progress, run.message = RANKED, "Comparing with the version in use"
-            run.message = await self._use_if_better(user, chosen, made)
-            run.state, run.progress = "finished", 1.0
+            with self.tastes.versions.scratch() as folder:
+                choices = folder / "choices.jsonl"
+                await asyncio.to_thread(write_jsonl, choices, [to_json(each.pair) for each in chosen])
+                made = await self._train(user, run, choices, folder / "adapter")
+                run.progress, run.message = RANKED, "Comparing with the version in use"
+                run.message = await self._use_if_better(user, chosen, made)
+                run.state, run.progress = "finished", 1.0
         except asyncio.CancelledError:
             run.state, run.message = "cancelled", "Stopped; everything is as it was."
             raise
         except EdgealignError as error:
             run.state, run.message = "failed", error.line()
-        finally:
-            _wipe(choices)
-            shutil.rmtree(scratch, ignore_errors=True)
 
     async def _train(self, user: str, run: Run, choices: Path, out: Path) -> Artifact:
         """The command in a process of its own; what it says is the progress.
@@ -178,7 +172,7 @@ class Trainer:
         asked = await tastes.readings.of_choices([pairs[id(pair)] for pair in held_out])
         score = float(made.manifest.checks[0].value or 0.0)
         async with tastes.lock:
-            version = await asyncio.to_thread(tastes.in_use, user)
+            version = await asyncio.to_thread(tastes.versions.in_use, user)
             if version is None:
                 bar = made.manifest.checks[0].tolerance or 0.0  # the base model's
             elif version.method == "lore":
@@ -255,11 +249,3 @@ def _tell(run: Run, line: str) -> None:
     elif " choices to learn" in line:
         run.progress, run.message = BEGUN, "Learning from your choices"
 
-
-def _wipe(file: Path) -> None:
-    """A file with texts: overwritten, and gone."""
-    if file.is_file():
-        with file.open("r+b") as opened:
-            opened.write(bytes(file.stat().st_size))
-            os.fsync(opened.fileno())
-        file.unlink()

@@ -20,7 +20,8 @@ from edgealign import apps
 
 server_module = apps.load("assistant.server")
 
-from assistant.engine import Engine, open_engine  # noqa: E402  (importable since the line above)
+from assistant import tastes  # noqa: E402  (importable since the line above)
+from assistant.engine import Engine, open_engine  # noqa: E402
 from assistant.metrics import Metrics  # noqa: E402
 from assistant.store import Store  # noqa: E402
 
@@ -30,6 +31,7 @@ from edgealign.runtimes.scripted import ScriptedSession  # noqa: E402
 
 TOKEN = "a-token-for-tests-0123456789"
 PATIENCE_S = 120.0
+tastes.SOON_S = PATIENCE_S  # no test shall depend on how quickly something is learned
 USERS = ("ana", "ben")
 
 

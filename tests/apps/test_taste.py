@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from assistant.tastes import MAX_STRENGTH, open_tastes
+from assistant.tastes import open_tastes
+from assistant.versions import MAX_STRENGTH
 
 from edgealign.artifact import read_manifest
 from edgealign.errors import InputError

@@ -172,6 +172,7 @@ def clear(http: httpx.Client) -> None:
     http.put("/api/settings", json=dict.fromkeys(names)).raise_for_status()
     for entry in http.get("/api/conversations", params={"limit": 1000}).json():
         http.delete(f"/api/conversations/{entry['id']}").raise_for_status()
+    http.delete("/api/users/me").raise_for_status()  # and what was learned of them
 
 
 @pytest.fixture

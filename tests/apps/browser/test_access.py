@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ..conftest import Gate, Served
+from ..test_taste import teach
 from .conftest import Talk, TalkMaker, bring
 
 pytestmark = pytest.mark.browser
@@ -38,6 +39,8 @@ def show(talk: Talk, served: Served, view: str) -> None:
         talk.button("Answer it").click()
         talk.button("Try again").wait_for()
     elif view in ("side", "settings", "taste", "keys", "question"):
+        if view == "taste":
+            teach(served, "me", 2)
         talk.side()
         if view == "question":
             talk.find("#conversations li").first.hover()

@@ -135,7 +135,7 @@ def test_the_taste_panel_counts_and_says_what_choices_have_in_common(talk: Talk,
     panel = talk.find("#taste")
     panel.get_by_text("You took the shorter answer in 4 of the 4 choices").wait_for()
     assert panel.locator("#counts strong").all_inner_texts() == ["4", "0", "0"]
-    assert "no version of your own yet" in panel.inner_text()
+    assert "You have a version of your own: starter@me" in panel.inner_text()
     with talk.page.expect_download() as downloading:
         talk.button("Download choices").click()
     rows = downloading.value.path().read_text(encoding="utf-8").splitlines()
