@@ -24,6 +24,13 @@ def chat(
     adapter: Annotated[
         str | None, typer.Option("--adapter", help="a user's adapter directory; with --bundle the user's name")
     ] = None,
+    user: Annotated[
+        str | None, typer.Option("--user", help="who is speaking: their choices shape the answers (edgealign users)")
+    ] = None,
+    basis: Annotated[
+        str | None,
+        typer.Option("--basis", help="with --user: what people differ in (edgealign basis); none: the starter's"),
+    ] = None,
     config: ConfigOption = None,
     json: Annotated[bool, typer.Option("--json", help="print a JSON line for each answer")] = False,
     overrides: Overrides,
@@ -32,7 +39,7 @@ def chat(
     recipe = recipes.load(ChatRecipe, config, overrides)
     from edgealign.chat import terminal
 
-    terminal.run(recipe, prompt=prompt, model=model, bundle=bundle, adapter=adapter, json=json)
+    terminal.run(recipe, prompt=prompt, model=model, bundle=bundle, adapter=adapter, user=user, basis=basis, json=json)
 
 
 @takes_recipe(PackageRecipe)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgealign.artifact import MANIFEST, open_artifact
 from edgealign.chat.recipes import ChatRecipe
@@ -23,10 +23,15 @@ from edgealign.personalize.linear import MixedSession, Mixing, find_lead, system
 from edgealign.personalize.steering_recipe import STRENGTH
 
 if TYPE_CHECKING:
+    from edgealign.runtimes.generate import LogitsHook
     from edgealign.runtimes.session import Session
 
 DEFAULT_MODEL = "starter"
 DEFAULT_CONTEXT = 4096  # where a model's config names none
+
+
+# From where an answer begins, in tokens, to what shapes it.
+Hooks: TypeAlias = "Callable[[int], Sequence[LogitsHook]]"
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,19 @@ class Reply:
 class Conversation:
     """Turns with one model; `context` is what prompt and answer may hold, in tokens."""
 
-    def __init__(self, session: Session, tokenizer: Any, recipe: ChatRecipe, *, context: int) -> None:
+    def __init__(
+        self, session: Session, tokenizer: Any, recipe: ChatRecipe, *, context: int, base_digest: str | None = None
+    ) -> None:
         from edgealign.data.encode import end_of_turn_id
 
         self.session, self.tokenizer, self.recipe, self.context = session, tokenizer, recipe, context
+        self.base_digest = base_digest  # of the model in torch
         self.system = ""
+        self.hooks: Hooks = lambda start: ()  # what shapes an answer that begins at this place
         self.turns: list[Message] = []
         self._fed: list[int] = []
         self._asked = 0
-        self._end = end_of_turn_id(tokenizer)
+        self.end = end_of_turn_id(tokenizer)
         self.reset(system=recipe.system)
 
     def ask(self, text: str, write: Callable[[str], object]) -> Reply:
@@ -68,6 +77,7 @@ class Conversation:
         prompt, dropped = self._prompt(Message("user", _checked(text)))
         room = min(self.recipe.max_tokens, self.context - len(prompt))
         sampling = replace(self.recipe, max_tokens=room, seed=self.recipe.seed + self._asked)
+        hooks = self.hooks(len(prompt))
         known = len(self._fed)
         if not known or prompt[:known] != self._fed or known == len(prompt):
             self.session.reset()
@@ -85,8 +95,8 @@ class Conversation:
         finish, ttft_s = "cancelled", 0.0
         try:
             made = generate(
-                self.session, prompt[known:], before=prompt[:known], sampling=sampling, stop={self._end},
-                on_token=on_token,
+                self.session, prompt[known:], before=prompt[:known], sampling=sampling, stop={self.end},
+                hooks=hooks, on_token=on_token,
             )
         except KeyboardInterrupt:
             pass
@@ -96,6 +106,48 @@ class Conversation:
         self._asked += 1
         self._remember(text, stream.text, dropped)
         return Reply(stream.text.rstrip(), count, finish, time.perf_counter() - start_s, ttft_s, dropped)
+
+    def alternatives(self, text: str, hooks: Sequence[Hooks]) -> list[str]:
+        """One answer to the same question for each of `hooks`. None is remembered: `take` the better one.
+
+        Raises:
+            InputError: as `ask`.
+        """
+        from edgealign.runtimes.generate import generate
+
+        prompt, _ = self._prompt(Message("user", _checked(text)))
+        room = min(self.recipe.max_tokens, self.context - len(prompt))
+        self.unsettle()
+        found = []
+        for number, each in enumerate(hooks):
+            self.session.reset()
+            self._asked += 1
+            sampling = replace(self.recipe, max_tokens=room, seed=self.recipe.seed + self._asked + 1000 * number)
+            made = generate(self.session, prompt, sampling=sampling, stop={self.end}, hooks=each(len(prompt)))
+            found.append(str(self.tokenizer.decode(made.tokens, skip_special_tokens=True)).strip())
+        return found
+
+    def heard(self, text: str) -> tuple[Message, ...]:
+        """What a question stands at the end of: the system turn, all turns, and itself."""
+        system = system_text(self.recipe.preference or "", self.system)
+        return (*([Message("system", system)] if system else []), *self.turns, Message("user", text))
+
+    def take(self, asked: str, answered: str) -> None:
+        """Go on as if this had been the answer."""
+        self._remember(asked, answered, 0)
+
+    def retract(self) -> tuple[str, str] | None:
+        """Take the last question and its answer back, and return them; None if there are none."""
+        if not self.turns:
+            return None
+        asked, answered = (turn.content for turn in self.turns[-2:])
+        self.turns = self.turns[:-2]
+        self.unsettle()
+        return asked, answered
+
+    def unsettle(self) -> None:
+        """Somebody else used the session: the next answer feeds everything."""
+        self._fed = []
 
     def reset(self, *, system: str | None = None) -> None:
         """Forget every turn, and take another system turn if one is given.
@@ -175,23 +227,26 @@ def open_conversation(
         raise UsageError(f"strength {recipe.strength:g}", "has no preference to strengthen", "add --preference TEXT")
     options: dict[str, Any] = {"threads": recipe.threads or None}
     user: Path | None = None
+    digest: str | None = None
     if bundle is not None:
         if model is not None:
             raise UsageError(bundle, "is a bundle, and a --model is given too", "give one of them")
         folder = read_bundle(bundle).path
+        digest = open_artifact(folder, check_digests=False).meta.get("model_digest")
         user = bundle_adapter(folder, adapter) if adapter is not None else None
         options |= {"context": recipe.context, "check_digests": False}
     else:
         folder = resolve_model(model or DEFAULT_MODEL)
         if (folder / MANIFEST).is_file():
-            open_artifact(folder, kind="model")
+            digest = open_artifact(folder, kind="model").digest
         user = Path(adapter) if adapter is not None else None
     tokenizer = load_tokenizer(folder)
     session = _open(folder, tokenizer, recipe, options)
     try:
         session.set_user(user)
         own = getattr(session, "context", None) or read_config(folder).get("max_position_embeddings") or DEFAULT_CONTEXT
-        return Conversation(session, tokenizer, recipe, context=min(int(own), recipe.context or int(own)))
+        room = min(int(own), recipe.context or int(own))
+        return Conversation(session, tokenizer, recipe, context=room, base_digest=digest)
     except BaseException:
         session.close()
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgealign.personalize.recipes import MAX_TASTE, TASTE
 from edgealign.personalize.steering_recipe import MAX_STRENGTH, STRENGTH
 from edgealign.recipe import option
 from edgealign.runtimes.recipes import Sampling
@@ -36,6 +37,10 @@ class TalkRecipe(Sampling):
 class ChatRecipe(TalkRecipe):
     """A conversation in the terminal or a pipe."""
 
+    taste: float = option(
+        TASTE, ge=0, le=MAX_TASTE, help="how far the taste of --user is followed; 0: not at all",
+        source="ten planted users of 8 choices: beyond it answers pay more nats than they gain",
+    )  # fmt: skip
     memory: bool = option(
         False, help="the lines of a pipe are one conversation; otherwise each starts a new one. A terminal remembers"
     )

@@ -1,6 +1,7 @@
 """`edgealign chat`: three ways to talk to a `Conversation`.
 
     edgealign chat                        a terminal: answers come token by token, /help lists the commands
+    edgealign chat --user ana             one that learns what ana likes (taste.py)
     edgealign chat "one prompt"           one answer
     edgealign chat < prompts.txt          one prompt per line, an empty line after each answer; --json: a line each
 
@@ -10,7 +11,6 @@ what is data there must not command anything.
 
 from __future__ import annotations
 
-import contextlib
 import json as jsonlib
 import os
 import signal
@@ -21,10 +21,15 @@ from pathlib import Path
 
 from edgealign.chat.conversation import DEFAULT_MODEL, Conversation, Reply, open_conversation
 from edgealign.chat.recipes import ChatRecipe
+from edgealign.chat.speakers import PERSONAL, Speakers
 from edgealign.errors import InputError, UsageError
 from edgealign.progress import say
 
 HELP = """\
+/user NAME     who is speaking: another conversation, and what this person chose shapes the answers
+/compare [Q]   two answers to Q, or to the last question: choose the one that is more you, and it is learned from
+/why           what shapes your answers
+/undo          back to the version of your taste before this one
 /reset         forget the conversation
 /system TEXT   another system turn, and a new conversation; without TEXT none
 /help          these lines
@@ -39,9 +44,15 @@ def run(
     model: str | None = None,
     bundle: Path | None = None,
     adapter: str | None = None,
+    user: str | None = None,
+    basis: str | None = None,
     json: bool = False,
 ) -> None:
     """Open the model and talk until the prompts end.
+
+    Args:
+        user: a name in the registry of users, whose choices shape the answers.
+        basis: what users of this model may differ in; None: the starter's.
 
     Raises:
         UsageError: a prompt, a model, a bundle or an adapter that cannot be used; in a pipe with the line's number.
@@ -51,11 +62,13 @@ def run(
     if terminal:
         say(f"loading {bundle or model or DEFAULT_MODEL}")
     conversation = open_conversation(recipe, model=model, bundle=bundle, adapter=adapter)
-    with closing(conversation.session):
+    with closing(conversation.session), Speakers(conversation, basis) as speakers:
         try:
+            if user is not None:
+                speakers.switch(user)
             if terminal:
                 say("/help lists the commands")
-                talk(conversation, json=json)
+                talk(conversation, speakers, json=json)
             else:
                 lines = [(0, prompt)] if prompt is not None else read_lines()
                 answer_lines(conversation, lines, memory=recipe.memory, json=json)
@@ -63,18 +76,17 @@ def run(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def talk(conversation: Conversation, *, json: bool) -> None:
+def talk(conversation: Conversation, speakers: Speakers, *, json: bool) -> None:
     """Prompt, answer, until Ctrl-D or /quit. A mistake or an interrupt ends the turn only."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with Ctrl-C ignored
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (line editing and a history, for `input`)
+    speakers.recall()
     while True:
         try:
             line = _read_prompt()
             if line is None or line in ("/quit", "/exit"):
                 return
             if line.startswith("/"):
-                command(conversation, line)
+                command(conversation, speakers, line)
             elif line:
                 reply(conversation, line, json=json)
         except KeyboardInterrupt:
@@ -83,10 +95,12 @@ def talk(conversation: Conversation, *, json: bool) -> None:
             say(f"edgealign: {error.line()}")
 
 
-def command(conversation: Conversation, line: str) -> None:
+def command(conversation: Conversation, speakers: Speakers, line: str) -> None:
     """What a line with a slash asks for."""
     word, _, rest = line.partition(" ")
-    if word == "/reset":
+    if word in PERSONAL:
+        PERSONAL[word](speakers, rest.strip())
+    elif word == "/reset":
         conversation.reset()
         say("forgotten")
     elif word == "/system":

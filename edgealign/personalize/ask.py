@@ -82,7 +82,8 @@ def run(
             break
         place = left[next_question(gaps[left], fitted)]
         asked.add(place)
-        answer = _ask(pairs[place], number + 1, questions)
+        heading = f"[{number + 1} of {questions}] {pairs[place].prompt[-1].content}"
+        answer = which(heading, pairs[place].chosen, pairs[place].rejected)
         if answer == "q":
             break
         if answer == "s":
@@ -133,11 +134,11 @@ def _fit(said: list[Floats], rank: int) -> Fitted:
     return fit_users(torch.from_numpy(projected)[None])
 
 
-def _ask(pair: Pair, number: int, total: int) -> str:
-    """1, 2, s or q."""
+def which(heading: str, first: str, second: str) -> str:
+    """Which of the two is preferred: 1, 2, s (neither) or q (enough), by an arrow key or, from a pipe, a line."""
     terminal = sys.stdin.isatty()
-    print(f"\n[{number} of {total}] {pair.prompt[-1].content}\n", file=sys.stderr)
-    for mark, text in (("1 ←", pair.chosen), ("2 →", pair.rejected)):
+    print(f"\n{heading}\n", file=sys.stderr)
+    for mark, text in (("1 ←", first), ("2 →", second)):
         print(f"  {mark}  {text}\n", file=sys.stderr)
     if not terminal:
         line = sys.stdin.readline()

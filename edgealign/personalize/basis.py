@@ -35,7 +35,7 @@ from edgealign.artifact import (
 )
 from edgealign.data.forms import Pair
 from edgealign.errors import ArtifactError, InputError
-from edgealign.models.builtin import BASES, built_in
+from edgealign.models.builtin import BASES, PREFIX, built_in
 from edgealign.personalize.candidates import encode_answer
 from edgealign.personalize.features import Cache, Features, Folded, main_components
 from edgealign.personalize.lore import Basis, fit_users, learn_basis
@@ -161,6 +161,22 @@ def open_basis(path: str | Path) -> OpenBasis:
     if meaning.shape != (folded.rank + 1, len(names)):
         raise ArtifactError(path, "its manifest does not belong to its weights", fix)
     return OpenBasis(folded, tilt, artifact.digest, model, meaning, names, bool(artifact.meta.get("simulated")))
+
+
+def basis_of_model(digest: str | None, given: str | Path | None = None) -> OpenBasis:
+    """The basis for users of a model: the given one, or the one that comes with the starter.
+
+    Raises:
+        InputError: it is of another model, or none is given and the model is not the starter.
+    """
+    shared = open_basis(PREFIX + BASES[0] if given is None else given)
+    if shared.model_digest == digest:
+        return shared
+    how = "learn one: edgealign basis --model MODEL --choices PAIRS, then --basis DIR"
+    if given is None:
+        raise InputError("users", "have no basis on this model", how)
+    reason = f"was learned on the model {shared.model_digest[:12]}, this one is {(digest or 'without a digest')[:12]}"
+    raise InputError(given, reason, how)
 
 
 def unfold(basis: Basis, components: Floats) -> Basis:

@@ -23,7 +23,7 @@ import numpy as np
 
 from edgealign.errors import UsageError
 from edgealign.personalize.basis import OpenBasis
-from edgealign.runtimes.generate import generate
+from edgealign.runtimes.generate import LogitsHook, generate
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import Session
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 HALVINGS = 6
+# How far two answers to choose from are tilted apart. On the starter a choice between them teaches as much as one
+# between the two of four plain answers that teach most (0.22 and 0.26, +- 0.04; two plain answers: 0.17).
+ASKING = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,41 @@ class Tilt:
     def _padded(self, size: int) -> npt.NDArray[np.float32]:
         """Some runtimes pad the vocabulary; nothing is said with those tokens."""
         return np.pad(self.rewards, (0, size - len(self.rewards)))
+
+
+def never_empty(tilt: Tilt, ends: Sequence[int], start: int) -> LogitsHook:
+    """The tilt, but that the first token is no likelier to be an end than without it: who wants short answers wants
+    answers."""
+
+    def hook(history: Sequence[int], logits: Logits) -> Logits:
+        tilted = tilt(history, logits)
+        if len(history) == start:
+            places = list(ends)
+            # As far below the best other token as it was before, at least.
+            most = np.delete(tilted, places).max() + logits[places] - np.delete(logits, places).max()
+            tilted = tilted.copy()
+            tilted[places] = np.minimum(tilted[places], most)
+        return tilted
+
+    return hook
+
+
+def apart(basis: OpenBasis, weights: Floats, covariance: Floats, *, strength: float) -> tuple[Tilt, Tilt]:
+    """Two tilts on both sides of a user, in the direction that is known least: two answers to choose between.
+
+    With weights w, their covariance S = R R' and the covariance T of what tokens are worth, R' T R has the main axis u:
+    no other step of one posterior deviation changes what is said as much as R u. The two are strength w +- ASKING R u.
+
+    Raises:
+        UsageError: a strength that is not above 0.
+    """
+    if not strength > 0:
+        raise UsageError(f"strength {strength}", "moves no answer", "choose one above 0")
+    root = np.linalg.cholesky(covariance)
+    worth = np.cov(basis.tilt, rowvar=False).reshape(len(weights), len(weights))
+    step = (ASKING / strength) * root @ np.linalg.eigh(root.T @ worth @ root).eigenvectors[:, -1]
+    one, other = (Tilt.of(basis, weights + side, strength=strength) for side in (step, -step))
+    return one, other
 
 
 def within_budget(

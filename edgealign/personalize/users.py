@@ -176,9 +176,16 @@ class Users:
         with self._writing():
             self._db.execute("UPDATE users SET active = ? WHERE id = ?", (number, self._id(name)))
 
+    def history(self, name: str) -> Path:
+        """The file for what somebody typed, for the arrow keys; it need not be there. A new name is a new user."""
+        user = self._id(name, make=True)
+        (self.folder / "typed" / user).mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self.folder / "typed" / user / "history"
+
     def forget(self, name: str) -> None:
-        """Remove somebody, their choices and adapters; what is removed is overwritten."""
+        """Remove somebody, their choices, adapters and what they typed; what is removed is overwritten."""
         user = self._id(name)
+        shred(self.folder / "typed" / user)
         rows = self._db.execute("SELECT folder FROM versions WHERE user = ?", (user,)).fetchall()
         for (folder,) in rows:
             shred(self.folder / "adapters" / folder)
