@@ -219,4 +219,4 @@ def _show_text(row: dict[str, Any]) -> str:
 
 def _counted(row: dict[str, Any]) -> int:
     """Choices in the registry, or those that a version was fitted on: the assistant keeps its own with the talk."""
-    return max([row["choices"], *(each["choices"] for each in row["versions"])])
+    return max(int(row["choices"]), *(int(each["choices"]) for each in row["versions"]), 0)
