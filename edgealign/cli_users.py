@@ -201,12 +201,12 @@ def _list_text(result: dict[str, Any]) -> str:
     lines = []
     for row in result["users"]:
         words = next((each["words"] for each in row["versions"] if each["version"] == row["active"]), "")
-        lines.append(f"{row['name']}: {row['choices']} choices, version {row['active']}{f', {words}' if words else ''}")
+        lines.append(f"{row['name']}: {_counted(row)} choices, version {row['active']}{f', {words}' if words else ''}")
     return "\n".join(lines)
 
 
 def _show_text(row: dict[str, Any]) -> str:
-    lines = [f"{row['name']}: {row['choices']} choices"]
+    lines = [f"{row['name']}: {_counted(row)} choices"]
     lines.append(f"{'*' if row['active'] == 0 else ' '} 0  the model as it is for everybody")
     for each in row["versions"]:
         score = "" if each["score"] is None else f", {each['score']:.3f} (population {each['population']:.3f})"
@@ -215,3 +215,8 @@ def _show_text(row: dict[str, Any]) -> str:
             f"from {each['choices']} choices{score}: {each['words'] or 'as everybody'}  [{each['digest'][:12]}]"
         )
     return "\n".join(lines)
+
+
+def _counted(row: dict[str, Any]) -> int:
+    """Choices in the registry, or those that a version was fitted on: the assistant keeps its own with the talk."""
+    return max(int(row["choices"]), *(int(each["choices"]) for each in row["versions"]), 0)

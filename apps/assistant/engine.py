@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from assistant.faults import Fault, fault_of
 from assistant.metrics import Metrics
-from assistant.pieces import Answer, Emit, Event, Job, Personal, Writer, never_empty
+from assistant.pieces import Answer, Emit, Event, Job, Personal, Writer, whole
 from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.data.forms import Message
 from edgealign.data.typed import encoder
@@ -204,7 +204,7 @@ class Engine:
         writer = Writer(self._decoder, job, emit)
         ends = {self._end} if job.chat else {self._end, int(self.tokenizer.eos_token_id or self._end)}
         tilt = replace(own.tilt, paid=[]) if own.tilt else None
-        hooks = [never_empty(tilt, sorted(ends), len(prompt))] if tilt else []
+        hooks = [whole(tilt, sorted(ends))] if tilt else []
         self._fed = []  # until the answer is through, nobody knows
         while len(prompt) - known > PREFILL and not cancelled():
             self._session.prefill(prompt[known : known + PREFILL])

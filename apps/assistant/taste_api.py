@@ -73,7 +73,7 @@ def state_of(tastes: Tastes, trainer: Trainer, user: str) -> Json:
     try:
         known = tastes.versions.user(user)
         used = tastes.engine.personal.get(user)
-        if known and not why_not and (used.facts["version"] if used else 0) != known.active:
+        if known and not why_not and (used.facts.get("version", known.active) if used else 0) != known.active:
             tastes.refresh(user)  # `edgealign users` was there in the meantime
             fault = tastes.faults.get(user, "")
     except EdgealignError as error:

@@ -15,6 +15,7 @@ Shape legend: k choices, B rank, V vocabulary.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +70,7 @@ class Tastes:
         self.readings = Readings(engine, store, basis) if basis is not None else None
         self._held: set[asyncio.Future[Json | None]] = set()
         self._known: dict[str, Preference] = {}
+        self._refreshing = threading.Lock()  # what is read last is what is used
         self._registry_fault = ""
         self._start()
 
@@ -161,19 +163,20 @@ class Tastes:
 
     def refresh(self, name: str) -> None:
         """Make the engine answer with this user's version in use. A version that cannot be used is said, and left."""
-        for kept in (self.faults, self._known):
-            kept.pop(name, None)
-        personal = None
-        try:
-            version, strength = self.versions.in_use(name), self.versions.strength(name)
-            if version is not None and strength > 0:
-                personal = self._open(name, version, strength)
-        except EdgealignError as error:
-            self.faults[name] = error.line()
-        if personal is None:
-            self.engine.personal.pop(name, None)
-        else:
-            self.engine.personal[name] = personal
+        with self._refreshing:
+            for kept in (self.faults, self._known):
+                kept.pop(name, None)
+            personal = None
+            try:
+                if version := self.versions.in_use(name):
+                    strength = self.versions.strength(name)
+                    personal = self._open(name, version, strength) if strength else Personal()
+            except EdgealignError as error:
+                self.faults[name] = error.line()
+            if personal is None:
+                self.engine.personal.pop(name, None)
+            else:
+                self.engine.personal[name] = personal
 
     def probe(self, name: str) -> tuple[Personal, Personal] | None:
         """Two versions of a user, on both sides of what is known, in the direction that is known least.

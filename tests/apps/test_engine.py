@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import threading
@@ -10,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from assistant.pieces import whole
 
+from edgealign.personalize.tilt import Tilt, kl_nats
 from edgealign.runtimes.process import ProcessSession
 from edgealign.runtimes.scripted import ScriptedSession
 
@@ -161,3 +165,29 @@ def test_an_adapter_that_does_not_fit_is_refused_at_the_start(scripted: EngineMa
 
     with pytest.raises(ValueError, match="another base"):
         scripted(Picky(vocab=4096), users=["ana"])
+
+
+def test_what_borrows_the_session_gets_the_base_model_and_changes_no_answer(
+    scripted: EngineMaker, gate: Gate, tmp_path: Path
+) -> None:
+    with serving(scripted(gate, users=("ana",), queue=0), tmp_path) as served:
+        ask = {**ASK, "model": "script@ana", "max_tokens": 3, "temperature": 0}
+        before = served.http.post("/v1/completions", json=ask).json()["choices"]
+        seen = asyncio.run(served.engine.lend(lambda session: (gate.user, len(gate.tokens), session is gate)))
+        assert seen == ("", 0, True)
+        assert served.http.post("/v1/completions", json=ask).json()["choices"] == before
+
+
+def test_a_tilt_makes_no_end_likelier_and_leaves_everything_else_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    for reward in (-5.0, 0.5, 50.0):
+        rewards, logits = rng.normal(size=24).astype(np.float32), rng.normal(size=24).astype(np.float32)
+        rewards[7] = reward
+        plain, tilt = Tilt(rewards, 1.5), Tilt(rewards, 1.5)
+        found, raw = whole(tilt, [7])((), logits), plain((), logits)
+        others = np.arange(24) != 7
+        assert np.array_equal(found[others], raw[others])
+        below = found[others].max() - found[7]
+        assert below >= logits[others].max() - logits[7] - 1e-5
+        assert below == pytest.approx(max(raw[others].max() - raw[7], logits[others].max() - logits[7]), abs=1e-5)
+        assert tilt.paid == pytest.approx([kl_nats(found, logits)])

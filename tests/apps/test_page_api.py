@@ -205,7 +205,7 @@ def test_rename_search_delete_and_forget(scripted_server: Served) -> None:
     assert [entry["id"] for entry in http.get("/api/conversations?query=sleep").json()] == [kept]
     assert [entry["id"] for entry in http.get("/api/conversations?user=ana").json()] == [gone]
     assert [entry["id"] for entry in http.get("/api/conversations?limit=1&offset=1").json()] == [kept]
-    assert http.delete("/api/users/ana").json() == {"conversations": 1}
+    assert http.delete("/api/users/ana").json() == {"conversations": 1, "versions": 0}
     assert http.get(f"/api/conversations/{gone}").status_code == 404
     assert http.delete(f"/api/conversations/{kept}").status_code == 204
     assert http.delete(f"/api/conversations/{kept}").status_code == 404

@@ -12,7 +12,7 @@ import pytest
 from assistant import conversations, preferences, transfer
 from assistant.faults import Fault
 from assistant.forms import Archive
-from assistant.store import Store
+from assistant.store import SCHEMA, Store
 
 from edgealign.data.read import read
 from edgealign.errors import InputError, UsageError
@@ -119,9 +119,23 @@ def test_a_newer_schema_is_refused(store: Store) -> None:
     with pytest.raises(InputError, match="schema 99"):
         Store(store.file.parent)
     with sqlite3.connect(store.file) as db:
-        db.execute("PRAGMA user_version=1")
+        db.execute(f"PRAGMA user_version={SCHEMA}")
     db.close()
     store.__init__(store.file.parent)  # type: ignore[misc]  # for the fixture to close
+
+
+def test_a_store_of_the_first_version_is_taken_along(store: Store) -> None:
+    kept = conversations.create(store, title="Kept", user="me", system="")["id"]
+    with store.write() as db:
+        db.execute("DROP TABLE features")
+        db.execute("DROP TABLE strengths")
+        db.execute("PRAGMA user_version=1")
+    store.close()
+    store.__init__(store.file.parent)  # type: ignore[misc]
+    assert conversations.read(store, kept)["title"] == "Kept"
+    with store.read() as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA
+        assert db.execute("SELECT count(*) FROM features").fetchone()[0] == 0
 
 
 def test_a_damaged_file_is_refused(store: Store) -> None:

@@ -108,6 +108,7 @@ def test_strength_changes_answers_and_0_is_everybodys(served: Served, lia: Json)
     said = {strength: None for strength in (0.0, 0.25, MAX_STRENGTH)}
     for strength in said:
         taste(served, "lia", "PUT", "/strength", strength=strength)
+        assert f"{served.model}@lia" in [model.id for model in served.client.models.list()]  # also at 0
         said[strength] = say(served, "lia")
     taste(served, "lia", "PUT", "/strength", strength=taste(served, "lia")["usual_strength"])
     off, little, much = said.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from edgealign.personalize.embedding import gate
 from edgealign.personalize.lore import fit_users
 from edgealign.personalize.recipes import TastesRecipe
 from edgealign.personalize.traits import TRAITS
+from edgealign.pipeline import load_preset
 
 ANSWERS = ("Yes.", "No! Why?", "- one\n- two\n- three", "It depends on the day, I would say, and on the weather.")
 RECIPE = TastesRecipe(users=40, pairs=10, traits=("length", "bullets"), flips=0.0)
@@ -89,6 +91,14 @@ def test_the_built_in_basis_is_the_starters_small_and_says_that_its_users_were_s
     named = " ".join(found.words(sign * row, most=5) for row in np.eye(found.folded.rank) for sign in (1, -1))
     for words in ("shorter", "longer", "bullets", "prose", "more formal", "more casual", "more questions"):
         assert words in named
+
+
+def test_the_preset_makes_the_basis_that_is_built_in() -> None:
+    steps = {step.id: step for step in load_preset("starter-basis").steps}
+    made = open_artifact(builtin.home() / "starter-basis").manifest
+    for name, value in dataclasses.asdict(steps["basis"].recipe).items():
+        assert made.recipe[name] == (list(value) if isinstance(value, tuple) else value), name
+    assert {entry.role for entry in made.inputs} == {"model", "choices pairs.jsonl"}
 
 
 def test_a_missing_built_in_basis_says_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ const REASONS = {
   },
 };
 let open = null; // id of the message whose reasons are asked for
+let kept = Promise.resolve(); // what was said so far is stored
 let draft = null; // words that are being typed there: the answer to a reason that was pressed draws the form anew
 
 on("change", () => (open = written() ? null : open));
@@ -39,15 +40,18 @@ export function reasons(message) {
   const words = make("input", { type: "text", maxlength: "500", placeholder: "In your own words (optional)", "aria-label": "Why, in your own words" });
   words.value = draft ?? comment;
   words.oninput = () => (draft = words.value);
-  const keep = (more) => attempt(() => rate(message, { rating, reasons: [...picked], comment: words.value.trim(), ...more }));
+  const keep = () => {
+    const said = { rating, reasons: [...picked], comment: words.value.trim() };
+    return (kept = kept.then(() => attempt(() => rate(message, said)))); // in order: an earlier one must not win
+  };
   const toggle = (reason) => {
     if (!picked.delete(reason)) picked.add(reason);
     return keep();
   };
   const close = () => {
-    const kept = keep();
+    const done = keep();
     begin(null);
-    return kept;
+    return done;
   };
   const chips = Object.entries(REASONS[rating]).map(([reason, name]) =>
     make("button", { type: "button", class: "chip", "aria-pressed": String(picked.has(reason)), "data-act": `why-${reason}`, onclick: () => toggle(reason) }, name));

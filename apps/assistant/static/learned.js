@@ -24,8 +24,9 @@ export async function load() {
 }
 
 async function change(method, rest, body) {
-  draw(await call(method, place(rest), body));
-  await loadState();
+  const taste = await call(method, place(rest), body);
+  await loadState(); // which models there are
+  draw(taste);
 }
 
 function draw(taste) {

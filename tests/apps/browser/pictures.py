@@ -17,6 +17,7 @@ WAIT_MS = 300_000
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 QUESTIONS = ("Hello! Who are you?", "What do people do at the sea?")
+MORE = ("How do I clean a kettle?", "What should I cook today?", "How do I pack a lamp?", "Give me an idea.")
 
 
 def main(address: str, folder: Path) -> None:
@@ -36,8 +37,12 @@ def main(address: str, folder: Path) -> None:
         page.mouse.move(700, 20)
         page.wait_for_timeout(500)
         page.screenshot(path=folder / "choose.png")
-        page.keyboard.press("1")
-        page.locator(".note").filter(has_text="You chose").wait_for()
+        shorter(page)
+        for question in MORE:
+            page.locator("#two[aria-pressed=false]").click()
+            ask(page, question)
+            page.locator("#which").wait_for()
+            shorter(page)
         page.keyboard.press("Control+Shift+D")
         page.locator("#taste[open]").wait_for()
         page.wait_for_timeout(500)
@@ -46,10 +51,17 @@ def main(address: str, folder: Path) -> None:
         for name, options in (("dark.png", DESKTOP), ("phone.png", PHONE)):
             page = opened(browser, address, color_scheme="dark" if name == "dark.png" else "light", viewport=options)
             page.goto(here)
-            page.locator(".versions").wait_for()
+            page.locator(".versions").last.wait_for()
             page.wait_for_timeout(500)
             page.screenshot(path=folder / name)
         browser.close()
+
+
+def shorter(page: Any) -> None:
+    """Choose the shorter of two answers: a taste for the panel to name."""
+    left, right = page.locator(".side .text").all_inner_texts()
+    page.locator("#which").press("1" if len(left) < len(right) else "2")
+    page.locator("#which").wait_for(state="detached")
 
 
 def opened(browser: Any, address: str, **options: Any) -> Any:
