@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from assistant.faults import Fault, fault_of
 from assistant.metrics import Metrics
-from assistant.pieces import Answer, Emit, Event, Job, Personal, Writer, whole
+from assistant.pieces import Answer, Emit, Event, Job, Personal, Writer
 from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.data.forms import Message
 from edgealign.data.typed import encoder
 from edgealign.errors import EdgealignError, InputError
+from edgealign.personalize.tilt import whole
 from edgealign.runtimes.generate import Generated, generate
 from edgealign.runtimes.process import ProcessSession, RuntimeCrash
 

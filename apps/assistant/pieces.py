@@ -15,7 +15,6 @@ from edgealign.runtimes.recipes import Sampling
 
 if TYPE_CHECKING:
     from edgealign.personalize.tilt import Tilt
-    from edgealign.runtimes.generate import LogitsHook
     from edgealign.runtimes.session import Logits
 
 
@@ -126,25 +125,6 @@ class Writer:
 
     def _word(self, token: int) -> str:
         return str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
-
-
-def whole(tilt: Tilt, ends: Sequence[int]) -> LogitsHook:
-    """The tilt, but that it never makes an end likelier: who wants short answers wants answers, and whole sentences."""
-    from edgealign.personalize.tilt import kl_nats
-
-    places = list(ends)
-
-    def hook(history: Sequence[int], logits: Logits) -> Logits:
-        tilted = tilt(history, logits)
-        # As far below the best other token as it was before, at least.
-        most = np.delete(tilted, places).max() + logits[places] - np.delete(logits, places).max()
-        if (tilted[places] > most).any():
-            tilted = tilted.copy()
-            tilted[places] = np.minimum(tilted[places], most)
-            tilt.paid[-1] = kl_nats(tilted, logits)
-        return tilted
-
-    return hook
 
 
 def bytes_of(text: str) -> list[int] | None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from edgealign.artifact import MANIFEST, open_artifact
 from edgealign.chat.recipes import ChatRecipe
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "starter"
 DEFAULT_CONTEXT = 4096  # where a model's config names none
-
-
-# From where an answer begins, in tokens, to what shapes it.
-Hooks: TypeAlias = "Callable[[int], Sequence[LogitsHook]]"
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Conversation:
         self.session, self.tokenizer, self.recipe, self.context = session, tokenizer, recipe, context
         self.base_digest = base_digest  # of the model in torch
         self.system = ""
-        self.hooks: Hooks = lambda start: ()  # what shapes an answer that begins at this place
+        self.hooks: Callable[[], Sequence[LogitsHook]] = tuple  # what shapes an answer
         self.turns: list[Message] = []
         self._fed: list[int] = []
         self._asked = 0
@@ -77,7 +73,7 @@ class Conversation:
         prompt, dropped = self._prompt(Message("user", _checked(text)))
         room = min(self.recipe.max_tokens, self.context - len(prompt))
         sampling = replace(self.recipe, max_tokens=room, seed=self.recipe.seed + self._asked)
-        hooks = self.hooks(len(prompt))
+        hooks = self.hooks()
         known = len(self._fed)
         if not known or prompt[:known] != self._fed or known == len(prompt):
             self.session.reset()
@@ -107,7 +103,7 @@ class Conversation:
         self._remember(text, stream.text, dropped)
         return Reply(stream.text.rstrip(), count, finish, time.perf_counter() - start_s, ttft_s, dropped)
 
-    def alternatives(self, text: str, hooks: Sequence[Hooks]) -> list[str]:
+    def alternatives(self, text: str, hooks: Sequence[Sequence[LogitsHook]]) -> list[str]:
         """One answer to the same question for each of `hooks`. None is remembered: `take` the better one.
 
         Raises:
@@ -123,7 +119,7 @@ class Conversation:
             self.session.reset()
             self._asked += 1
             sampling = replace(self.recipe, max_tokens=room, seed=self.recipe.seed + self._asked + 1000 * number)
-            made = generate(self.session, prompt, sampling=sampling, stop={self.end}, hooks=each(len(prompt)))
+            made = generate(self.session, prompt, sampling=sampling, stop={self.end}, hooks=each)
             found.append(str(self.tokenizer.decode(made.tokens, skip_special_tokens=True)).strip())
         return found
 

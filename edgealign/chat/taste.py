@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgealign.chat.conversation import Conversation, Hooks
+from edgealign.chat.conversation import Conversation
 from edgealign.data.forms import Pair
 from edgealign.errors import UsageError
 from edgealign.personalize.basis import OpenBasis, basis_of_model
@@ -24,7 +24,7 @@ from edgealign.personalize.choices import drop_repetitions
 from edgealign.personalize.embedding import Preference, project, read_preference
 from edgealign.personalize.in_place import Learned, learn
 from edgealign.personalize.recipes import MAX_CHOICES, TASTE
-from edgealign.personalize.tilt import Tilt, apart, never_empty
+from edgealign.personalize.tilt import Tilt, apart, whole
 from edgealign.personalize.users import User, Users, UserVersion
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Taste:
         known = self._known or Preference(np.zeros(self.rank), np.eye(self.rank), self.basis.digest)
         strength = self.conversation.recipe.taste or TASTE
         both = apart(self.basis, known.weights, known.covariance, strength=strength)
-        return self.conversation.alternatives(asked, [self._hooks_of(tilt) for tilt in both])
+        return self.conversation.alternatives(asked, [[whole(tilt, [self.conversation.end])] for tilt in both])
 
     def choose(self, asked: str, chosen: str, rejected: str) -> Learned:
         """Remember a choice, and learn from all of them."""
@@ -124,18 +124,12 @@ class Taste:
             raise UsageError(f"version {self.version.number} of {self.name}", reason, fix)
         self._known = read_preference(self.version.folder, self.basis)
 
-    def _hooks(self, start: int) -> Sequence[LogitsHook]:
+    def _hooks(self) -> Sequence[LogitsHook]:
         self._tilt = None
         if self._known is None or not self.conversation.recipe.taste:
             return ()
         self._tilt = Tilt.of(self.basis, self._known.weights, strength=self.conversation.recipe.taste)
-        return self._hooks_of(self._tilt)(start)
-
-    def _hooks_of(self, tilt: Tilt) -> Hooks:
-        def hooks(start: int) -> Sequence[LogitsHook]:
-            return (never_empty(tilt, [self.conversation.end], start),)
-
-        return hooks
+        return (whole(self._tilt, [self.conversation.end]),)
 
     def _row(self, pair: Pair) -> Floats:
         """(B + 1,) of a choice, read once."""

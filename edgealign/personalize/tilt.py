@@ -77,18 +77,18 @@ class Tilt:
         return np.pad(self.rewards, (0, size - len(self.rewards)))
 
 
-def never_empty(tilt: Tilt, ends: Sequence[int], start: int) -> LogitsHook:
-    """The tilt, but that the first token is no likelier to be an end than without it: who wants short answers wants
-    answers."""
+def whole(tilt: Tilt, ends: Sequence[int]) -> LogitsHook:
+    """The tilt, but that it never makes an end likelier: who wants short answers wants answers, and whole sentences."""
+    places = list(ends)
 
     def hook(history: Sequence[int], logits: Logits) -> Logits:
         tilted = tilt(history, logits)
-        if len(history) == start:
-            places = list(ends)
-            # As far below the best other token as it was before, at least.
-            most = np.delete(tilted, places).max() + logits[places] - np.delete(logits, places).max()
+        # As far below the best other token as it was before, at least.
+        most = np.delete(tilted, places).max() + logits[places] - np.delete(logits, places).max()
+        if (tilted[places] > most).any():
             tilted = tilted.copy()
             tilted[places] = np.minimum(tilted[places], most)
+            tilt.paid[-1] = kl_nats(tilted, logits)
         return tilted
 
     return hook
