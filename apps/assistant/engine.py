@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from assistant.constrained import Grammars
 from assistant.faults import Fault, fault_of
 from assistant.metrics import Metrics
 from assistant.pieces import Answer, Emit, Event, Job, Writer
@@ -49,6 +50,7 @@ class Engine:
         self.tokenizer, self._decoder = tokenizers
         self._encoding = threading.Lock()
         self._end = end_of_turn_id(self.tokenizer)
+        self._grammars = Grammars(self.tokenizer, self._end)
         self._broken = False
         self._user: Path | None = None
         self._fed: list[int] = []
@@ -80,6 +82,15 @@ class Engine:
         """What the model sees of a conversation; what is typed is text, never a special token."""
         with self._encoding:
             return tuple(encode_prompt(self.tokenizer, messages, typed=True))
+
+    def grammar(self, schema: Mapping[str, Any]) -> str:
+        """What a `Job` needs for answers that follow a JSON schema.
+
+        Raises:
+            Fault: it cannot be followed.
+        """
+        with self._encoding:
+            return self._grammars.compile(schema)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Plain text to be continued, behind the token that begins every text."""
@@ -173,7 +184,10 @@ class Engine:
         made = generate(
             self._session, prompt[known:], before=prompt[:known], sampling=job.sampling,
             stop={self._end} if job.chat else {self._end, int(self.tokenizer.eos_token_id or self._end)},
-            hooks=[] if job.top_logprobs is None else [writer.see],
+            hooks=[
+                *([] if job.top_logprobs is None else [writer.see]),
+                *([] if job.grammar is None else [self._grammars.hook(job.grammar)]),
+            ],
             on_token=lambda token: writer.push(token) and not cancelled(),
         )  # fmt: skip
         self._fed = [*prompt, *_fed(made)]

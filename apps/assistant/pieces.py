@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One answer to make. `top_logprobs`: how many alternatives to report, None: no logprobs; `chat`: ends at the end
-    of a turn, and the space before the first word goes."""
+    of a turn, and the space before the first word goes; `grammar`: what the answer must follow (constrained.py)."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
@@ -28,6 +28,7 @@ class Job:
     top_logprobs: int | None = None
     chat: bool = True
     keep: bool = False
+    grammar: str | None = None
 
 
 @dataclass(frozen=True)
