@@ -32,6 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[PROVED] = set()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest one first: at the end one process would wait for it."""
+    items.sort(key=lambda item: "test_quickstart" not in item.nodeid)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """What a passing test has exported and published counts as supported: its gate has passed."""

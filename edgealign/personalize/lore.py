@@ -36,7 +36,7 @@ CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of a user's loss, in the n
 CHUNK = 16_384  # users fitted at once
 EM_ROUNDS, REFINE_STEPS = 3, 60
 HELD_OUT = 4  # every fourth user decides how far everybody's direction and the others reach
-REACHES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+REACHES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)  # the first not for everybody's: it breaks ties
 GIVEN = (0, 1, 4, 16)  # choices of such a user, by which the rest is predicted
 
 
@@ -165,7 +165,7 @@ def _reaches(x: Tensor, who: Tensor, count: int, rank: int, ridge: float, seed: 
     table, there = padded(torch.cat([(x[new] @ mean)[:, None], x[new] @ directions], 1), asked, held)
     column = torch.arange(table.shape[1])
     losses = {}
-    for common in REACHES:
+    for common in REACHES[1:]:
         for reach in REACHES:
             projected = table * torch.tensor([common] + [reach] * directions.shape[1], dtype=x.dtype)
             losses[common, reach] = 0.0

@@ -136,7 +136,7 @@ def test_a_leak_of_format_is_caught(material) -> None:
 def test_what_is_learned_points_to_the_planted_taste_and_further_with_more_choices(material) -> None:
     """T7: correlation of the fitted reward with the true one over unseen answers."""
     seen, unseen = material.pool.split(0.6, 0)
-    teachers = TextUsers.draw(material.pool, "signed-0.1", 80, seed=0, part=0)
+    teachers = TextUsers.draw(material.pool, "signed-0.1", 120, seed=0, part=0)
     users = TextUsers.draw(material.pool, "signed-0.1", 40, seed=0, part=1)
     head = few_shot.learn(HEADS.load("lore"), teachers.choose(seen, 30, seed=0)[0], SMALL, 0)
     people = users.people(seen, unseen, asked=80, flips=0.0, seed=0)
