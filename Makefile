@@ -3,6 +3,8 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 BASE   ?= python3
+# Test files go to this many processes; each holds up to 3 GiB.
+WORKERS ?= 2
 
 .PHONY: quickstart test lint unit install clean
 
@@ -10,7 +12,7 @@ quickstart: $(VENV)/installed-run
 	$(VENV)/bin/edgealign run quickstart
 
 test: $(VENV)/installed-dev lint
-	$(PYTHON) -m pytest -q -m "not gpu" --support check
+	$(PYTHON) -m pytest -q -m "not gpu" --support check -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The tier to keep open in another window: no native runtime, no browser, no slow test.
 unit: $(VENV)/installed-dev

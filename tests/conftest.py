@@ -13,6 +13,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has about a core
 
 TinyLora = Callable[..., Path]
 SUPPORT = Path(__file__).resolve().parents[1] / "export" / "support.json"
@@ -30,6 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[PROVED] = set()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest one first: at the end one process would wait for it."""
+    items.sort(key=lambda item: "test_quickstart" not in item.nodeid)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """What a passing test has exported and published counts as supported: its gate has passed."""
@@ -41,7 +48,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A worker of a run in several processes is through: what it proved counts."""
+    node.config.stash[PROVED].update(map(tuple, getattr(node, "workeroutput", {}).get("proved", ())))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["proved"] = sorted(session.config.stash[PROVED])
+        return
     wanted = session.config.getoption("--support")
     if wanted is None:
         return

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from assistant.constrained import Grammars
 from assistant.faults import Fault, fault_of
 from assistant.metrics import Metrics
 from assistant.pieces import Answer, Emit, Event, Job, Personal, Writer
@@ -55,6 +56,7 @@ class Engine:
         self.tokenizer, self._decoder = tokenizers
         self._encoding = threading.Lock()
         self._end = end_of_turn_id(self.tokenizer)
+        self._grammars = Grammars(self.tokenizer, self._end)
         self._broken = False
         self._user: Path | None = None
         self._fed: list[int] = []
@@ -92,6 +94,15 @@ class Engine:
         """A whole answer with its end of turn, as it is read."""
         with self._encoding:
             return (*self.tokenizer.encode(text, add_special_tokens=False), self._end)
+
+    def grammar(self, schema: Mapping[str, Any]) -> str:
+        """What a `Job` needs for answers that follow a JSON schema.
+
+        Raises:
+            Fault: it cannot be followed.
+        """
+        with self._encoding:
+            return self._grammars.compile(schema)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Plain text to be continued, behind the token that begins every text."""
@@ -206,6 +217,8 @@ class Engine:
         ends = {self._end} if job.chat else {self._end, int(self.tokenizer.eos_token_id or self._end)}
         tilt = replace(own.tilt, paid=[]) if own.tilt else None
         hooks = [whole(tilt, sorted(ends))] if tilt else []
+        hooks += [] if job.top_logprobs is None else [writer.see]
+        hooks += [] if job.grammar is None else [self._grammars.hook(job.grammar)]
         self._fed = []  # until the answer is through, nobody knows
         while len(prompt) - known > PREFILL and not cancelled():
             self._session.prefill(prompt[known : known + PREFILL])
@@ -215,7 +228,7 @@ class Engine:
         fed_s = time.perf_counter() - start_s
         made = generate(
             self._session, prompt[known:], before=prompt[:known], sampling=job.sampling,
-            stop=ends, hooks=hooks if job.top_logprobs is None else [*hooks, writer.see],
+            stop=ends, hooks=hooks,
             on_token=lambda token: writer.push(token) and not cancelled(),
         )  # fmt: skip
         self._fed = [*prompt, *_fed(made)]

@@ -70,7 +70,9 @@ def routes(engine: Engine, default: Sampling) -> APIRouter:
         messages = [message.message() for message in form.messages]
         prompt = await asyncio.to_thread(engine.encode, messages)
         scored = (form.top_logprobs or 0) if form.logprobs else None
-        jobs = _jobs(engine, form, [prompt], default, form.wanted, user=user, top_logprobs=scored)
+        schema = form.response_format.schema_wanted if form.response_format else None
+        grammar = None if schema is None else await asyncio.to_thread(engine.grammar, schema)
+        jobs = _jobs(engine, form, [prompt], default, form.wanted, user=user, top_logprobs=scored, grammar=grammar)
         return await _respond(engine, form, jobs, CHAT, request)
 
     @router.post("/completions", response_model=None)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from assistant.constrained import ANY_OBJECT
 from assistant.faults import Fault
 from edgealign.data.forms import Message
 from edgealign.runtimes.recipes import Sampling
@@ -133,10 +134,34 @@ class ChatMessage(BaseModel):
         return Message("system" if self.role == "developer" else self.role, content)
 
 
+class NamedSchema(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(max_length=64)
+    description: str | None = Field(None, description="no effect")
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(None, description="no effect: a schema is always followed")
+
+
 class ResponseFormat(BaseModel):
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @property
+    def schema_wanted(self) -> Mapping[str, Any] | None:
+        """None: any text.
+
+        Raises:
+            Fault: a schema is announced and not there, or there and not announced.
+        """
+        if (self.json_schema is None) == (self.type == "json_schema"):
+            what = "needs json_schema" if self.json_schema is None else "takes no json_schema"
+            raise Fault(400, f"type {self.type} {what}", code="invalid_value", param="response_format")
+        if self.json_schema is not None:
+            return self.json_schema.json_schema
+        return ANY_OBJECT if self.type == "json_object" else None
 
 
 class ChatForm(OpenAIForm):
@@ -152,11 +177,6 @@ class ChatForm(OpenAIForm):
 
     def check(self) -> None:
         super().check()
-        if self.response_format is not None and self.response_format.type != "text":
-            raise Fault(
-                400, "no runtime here constrains its answers to JSON; ask for it in the prompt, and check the answer",
-                code="unsupported_parameter", param="response_format",
-            )  # fmt: skip
         if self.top_logprobs is not None and not self.logprobs:
             raise Fault(400, "top_logprobs needs logprobs", code="invalid_value", param="top_logprobs")
         if self.messages[-1].role == "assistant":

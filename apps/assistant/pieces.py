@@ -31,7 +31,8 @@ class Personal:
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One answer to make. `top_logprobs`: how many alternatives to report, None: no logprobs; `chat`: ends at the end
-    of a turn, and the space before the first word goes; `personal`: in place of what the user has."""
+    of a turn, and the space before the first word goes; `personal`: in place of what the user has; `grammar`: what the
+    answer must follow (constrained.py)."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
@@ -41,11 +42,12 @@ class Job:
     top_logprobs: int | None = None
     chat: bool = True
     keep: bool = False
+    grammar: str | None = None
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A token, its log-probability under the model itself (before penalties and filters), and the likeliest ones."""
+    """A token, its log-probability under the model (its user's taste included; before penalties and filters), and the likeliest ones."""
 
     text: str
     logprob: float

@@ -28,7 +28,7 @@ from edgealign.personalize.candidates import Candidates, read_answers, read_cand
 from edgealign.personalize.features import Cache, Features, main_components
 from edgealign.personalize.heads import HEADS, Choices, Head
 from edgealign.personalize.lore import Basis, fit_users
-from edgealign.personalize.planted import KINDS, KS, Person, accuracy, curve
+from edgealign.personalize.planted import KINDS, KS, Person, accuracy, curve, exchanged, shuffled
 from edgealign.personalize.recipes import FewShotRecipe
 from edgealign.personalize.text_users import Pool, TextUsers, format_probe, mean_of_worst, paired_gain
 from edgealign.personalize.traits import Whitening
@@ -46,6 +46,7 @@ PROBE_LIMIT = 0.52
 SAME = 0.005  # of accuracy: a bundle against torch
 SEEN, NEW = 0, 1  # parts of a population
 CONTROLLED = (8, 32)  # numbers of choices that the controls are given
+CONTROLS = 4  # of each kind for every user: one is luck where the next user happens to be alike
 
 
 @dataclass(frozen=True)
@@ -168,12 +169,14 @@ def _add(
     headline = next(iter(people.values()))
     for k, values in curve(head, headline).items():
         row.setdefault("curve", {}).setdefault(k, []).extend(values.tolist())
-    others = [Person(headline[number - 1].own, person.held_out) for number, person in enumerate(headline)]
-    rng = np.random.default_rng(seed)
-    shuffled = [Person(each.own.turned(rng.random(len(each.own)) < 0.5), each.held_out) for each in headline]
-    for control, group in (("another user's", others), ("shuffled", shuffled)):
-        for k, values in curve(head, group, CONTROLLED).items():
-            row.setdefault(control, {}).setdefault(k, []).extend(values.tolist())
+    controls = {
+        "another user's": [exchanged(headline, step) for step in range(1, CONTROLS + 1)],
+        "shuffled": [shuffled(headline, seed * CONTROLS + number) for number in range(CONTROLS)],
+    }
+    for control, groups in controls.items():
+        curves = [curve(head, group, CONTROLLED) for group in groups]
+        for k in CONTROLLED:
+            row.setdefault(control, {}).setdefault(k, []).extend(np.mean([each[k] for each in curves], 0).tolist())
     for cell, group in list(people.items())[1:] if kind is HEADS.load(recipe.heads[0]) else ():
         states = [head.fit(each.own) for each in group]
         scores = [accuracy(head, state, each.held_out) for state, each in zip(states, group, strict=True)]

@@ -35,8 +35,9 @@ NEWTON_STEPS, WHOLE_STEP = 40, 0.25
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of a user's loss, in the norm of its curvature
 CHUNK = 16_384  # users fitted at once
 EM_ROUNDS, REFINE_STEPS = 3, 60
-HELD_OUT = 4  # every fourth choice of a seen user decides how far directions reach
-REACHES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
+HELD_OUT = 4  # every fourth user decides how far everybody's direction and the others reach
+REACHES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)  # the first not for everybody's: it breaks ties
+GIVEN = (0, 1, 4, 16)  # choices of such a user, by which the rest is predicted
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,10 @@ def learn_basis(gaps: Floats, users: npt.NDArray[np.int64], *, rank: int, ridge:
     users' weights are fitted to them; then the weights' mean and covariance, with what is uncertain in them, become the
     prior (empirical Bayes) and are folded into the basis.
 
-    Directions are also found where people do not differ: in noise. So all of this is done on three quarters of each
-    user's choices first, and the directions are scaled (0: nobody is personalised) by what predicts the last quarter
-    best; then it is done on all.
+    Both are also found where they are not: directions in noise where people agree, and a direction of everybody where
+    everybody is different, which then outweighs a few choices. So all of this is done on three quarters of the users
+    first; how far each reaches (0: not at all) is what predicts the others best from 0, 1, 4 and 16 of their choices.
+    Then it is done on all.
 
     Raises:
         UsageError: fewer users than directions.
@@ -144,18 +146,37 @@ def learn_basis(gaps: Floats, users: npt.NDArray[np.int64], *, rank: int, ridge:
         raise UsageError(f"rank {rank}", f"asks for as many directions as {len(names)} users can show", "lower it")
     scale = np.full(gaps.shape[1], max(float(gaps.std()), 1e-9))
     x, who = torch.from_numpy(gaps / scale), torch.from_numpy(place)
-    held = torch.from_numpy(np.random.default_rng(seed).integers(0, HELD_OUT, len(gaps)) == 0)
-    reach = 1.0
-    if int(held.sum()) and int((~held).sum()):
-        mean, directions = _learn(x[~held], who[~held], len(names), rank, ridge)
-        losses = []
-        for size in REACHES:
-            weights = torch.from_numpy(fit_ragged(x[~held], who[~held], mean, size * directions, len(names)).weights)
-            margin = x[held] @ mean + ((x[held] @ (size * directions)) * weights[who[held]]).sum(1)
-            losses.append(float(torch.nn.functional.softplus(-margin).mean()))
-        reach = REACHES[int(np.argmin(losses))]
+    common, reach = _reaches(x, who, len(names), rank, ridge, seed)
     mean, directions = _learn(x, who, len(names), rank, ridge)
-    return Basis(mean.numpy(), (reach * directions).numpy(), scale)
+    return Basis((common * mean).numpy(), (reach * directions).numpy(), scale)
+
+
+def _reaches(x: Tensor, who: Tensor, count: int, rank: int, ridge: float, seed: int) -> tuple[float, float]:
+    """How far everybody's direction and the others reach, by what predicts users who taught nothing."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    held = max(1, count // HELD_OUT)
+    new = order.argsort()[who] < held  # (N,) choices of users who teach nothing
+    taught = torch.unique(who[~new], return_inverse=True)[1]
+    people = int(taught.max()) + 1 if len(taught) else 0
+    if people < 2:
+        return 1.0, 1.0
+    mean, directions = _learn(x[~new], taught, people, min(rank, people - 1), ridge)
+    asked = torch.unique(who[new], return_inverse=True)[1]
+    table, there = padded(torch.cat([(x[new] @ mean)[:, None], x[new] @ directions], 1), asked, held)
+    column = torch.arange(table.shape[1])
+    losses = {}
+    for common in REACHES[1:]:
+        for reach in REACHES:
+            projected = table * torch.tensor([common] + [reach] * directions.shape[1], dtype=x.dtype)
+            losses[common, reach] = 0.0
+            for given in GIVEN:
+                rest = there & (column >= given)
+                if not bool(rest.any()):
+                    continue
+                weights = torch.from_numpy(fit_users(projected[:, :given], there[:, :given]).weights)
+                margin = projected[..., 0] + torch.einsum("ukb,ub->uk", projected[..., 1:], weights)
+                losses[common, reach] += float(torch.nn.functional.softplus(-margin[rest]).mean())
+    return min(losses, key=losses.__getitem__)
 
 
 def _learn(x: Tensor, who: Tensor, count: int, rank: int, ridge: float) -> tuple[Tensor, Tensor]:
@@ -226,16 +247,19 @@ def fit_population(x: Tensor, ridge: float) -> Tensor:
 
 
 def fit_ragged(x: Tensor, who: Tensor, mean: Tensor, directions: Tensor, count: int) -> Fitted:
-    """Users with different numbers of choices: padded to the longest."""
-    projected = torch.cat([(x @ mean)[:, None], x @ directions], 1)
+    """Users with different numbers of choices."""
+    return fit_users(*padded(torch.cat([(x @ mean)[:, None], x @ directions], 1), who, count))
+
+
+def padded(projected: Tensor, who: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(N, B + 1) rows of users -> (U, k, B + 1), filled up to the longest, and (U, k) which are there."""
     order = torch.argsort(who, stable=True)
     sizes = torch.bincount(who, minlength=count)
     starts = torch.cumsum(sizes, 0) - sizes
     column = torch.arange(len(who)) - starts[who[order]]
     table = projected.new_zeros(count, int(sizes.max()), projected.shape[1])
     table[who[order], column] = projected[order]
-    mask = torch.arange(table.shape[1])[None] < sizes[:, None]
-    return fit_users(table, mask)
+    return table, torch.arange(table.shape[1])[None] < sizes[:, None]
 
 
 def _refine(

@@ -77,9 +77,9 @@ def curve(head: Head, people: Sequence[Person], ks: Sequence[int] = KS) -> dict[
     return {k: np.array(values) for k, values in found.items()}
 
 
-def exchanged(people: Sequence[Person]) -> list[Person]:
-    """Control: everybody's choices are the next one's."""
-    return [Person(people[(place + 1) % len(people)].own, person.held_out) for place, person in enumerate(people)]
+def exchanged(people: Sequence[Person], step: int = 1) -> list[Person]:
+    """Control: everybody's choices are those of somebody else, `step` places on."""
+    return [Person(people[(place + step) % len(people)].own, person.held_out) for place, person in enumerate(people)]
 
 
 def shuffled(people: Sequence[Person], seed: int = 0) -> list[Person]:

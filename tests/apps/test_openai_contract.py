@@ -247,7 +247,6 @@ def test_a_special_token_that_is_typed_is_text(served: Served) -> None:
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logit_bias": {"5": 10}}, "logit_bias"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(served: Served, options: dict[str, Any], param: str) -> None:
