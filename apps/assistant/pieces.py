@@ -47,7 +47,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Scored:
-    """A token, its log-probability under the model (its user's taste included; before penalties and filters), and the likeliest ones."""
+    """A token, its log-probability under the model (with its user's taste; before penalties and filters), and the
+    likeliest ones."""
 
     text: str
     logprob: float

@@ -23,8 +23,8 @@ from assistant.forms import User
 from assistant.taste_forms import ActiveForm, StrengthForm, TasteState
 from assistant.tastes import Tastes
 from assistant.training import Trainer
-from assistant.versions import MAX_STRENGTH, STRENGTH
 from edgealign.errors import EdgealignError
+from edgealign.personalize.recipes import MAX_TASTE, TASTE
 
 Whose = Annotated[User | None, Query(description="none: who is speaking by the settings")]
 
@@ -90,8 +90,8 @@ def state_of(tastes: Tastes, trainer: Trainer, user: str) -> Json:
         "user": user, "ready": not why_not, "why_not": why_not, "fault": fault,
         "simulated": tastes.basis is not None and tastes.basis.simulated, "choices": len(tastes.choices(user)),
         "words": next((each["words"] for each in versions if each["active"]), ""),
-        "active": known.active if known else 0, "strength": tastes.versions.strength(user), "usual_strength": STRENGTH,
-        "max_strength": MAX_STRENGTH, "versions": versions, "learning": user in tastes.learning,
+        "active": known.active if known else 0, "strength": tastes.versions.strength(user), "usual_strength": TASTE,
+        "max_strength": MAX_TASTE, "versions": versions, "learning": user in tastes.learning,
         "trainable": trainer.why_not(user), "training": trainer.state(user),
     }  # fmt: skip
 

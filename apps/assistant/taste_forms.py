@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from assistant.forms import ComparisonRecord, Edited, Form
-from assistant.versions import MAX_STRENGTH
+from edgealign.personalize.recipes import MAX_TASTE
 
 
 class Learned(BaseModel):
@@ -77,7 +77,7 @@ class TasteState(BaseModel):
 
 
 class StrengthForm(Form):
-    strength: float = Field(ge=0, le=MAX_STRENGTH, description="0: answers are everybody's")
+    strength: float = Field(ge=0, le=MAX_TASTE, description="0: answers are everybody's")
 
 
 class ActiveForm(Form):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,16 +30,16 @@ from assistant.preferences import Chosen
 from assistant.readings import Readings
 from assistant.store import Store
 from assistant.versions import Versions
-from edgealign.artifact import Input, hash_json, open_artifact
-from edgealign.data.forms import to_json
-from edgealign.errors import CheckFailed, EdgealignError, InputError
+from edgealign.artifact import open_artifact
+from edgealign.errors import EdgealignError, InputError
 from edgealign.models.builtin import BASES, PREFIX, built_in
 from edgealign.personalize import embedding
 from edgealign.personalize.basis import OpenBasis, basis_folder, open_basis
 from edgealign.personalize.choices import drop_repetitions
 from edgealign.personalize.embedding import Preference
-from edgealign.personalize.recipes import MAX_CHOICES, EmbeddingRecipe
-from edgealign.personalize.tilt import Tilt
+from edgealign.personalize.in_place import learn
+from edgealign.personalize.recipes import MAX_CHOICES
+from edgealign.personalize.tilt import Tilt, apart
 from edgealign.personalize.users import UserVersion
 
 if TYPE_CHECKING:
@@ -48,9 +47,6 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-# How far two answers to choose from are tilted apart. On the starter a choice between them teaches as much as one
-# between the two of four plain answers that teach most (0.22 and 0.26, +- 0.04; two plain answers: 0.17).
-ASKING = 1.0
 SOON_S = 2.0  # how long the answer to a choice waits for what it taught
 HOW = "learn one from many users' choices (edgealign basis), and start the app with --basis DIR"
 
@@ -179,11 +175,7 @@ class Tastes:
                 self.engine.personal[name] = personal
 
     def probe(self, name: str) -> tuple[Personal, Personal] | None:
-        """Two versions of a user, on both sides of what is known, in the direction that is known least.
-
-        With weights w, their covariance S = R R' and the covariance T of what tokens are worth, R' T R has the main
-        axis u: no other step of one posterior deviation changes what is said as much as R u. The two are w +- R u.
-        """
+        """Two ways to answer a user, on both sides of what is known (`tilt.apart`); None: they would be one."""
         strength = self.versions.strength(name)
         if self.basis is None or self.why_not_for(name) or strength == 0:
             return None
@@ -192,15 +184,9 @@ class Tastes:
             return None  # a LoRA answers twice by itself
         rank = self.basis.folded.rank
         known = self._known.get(name) or Preference(np.zeros(rank), np.eye(rank), self.basis.digest)
-        root = np.linalg.cholesky(known.covariance)
-        worth = np.cov(self.basis.tilt, rowvar=False).reshape(rank, rank)
-        step = (ASKING / strength) * root @ np.linalg.eigh(root.T @ worth @ root).eigenvectors[:, -1]
         facts = {"version": own.facts["version"] if own else 0, "strength": strength, "asking": True}
-        first, second = (
-            Personal(tilt=Tilt.of(self.basis, known.weights + side, strength=strength), facts=facts)
-            for side in (step, -step)
-        )
-        return first, second
+        one, other = apart(self.basis, known.weights, known.covariance, strength=strength)
+        return Personal(tilt=one, facts=facts), Personal(tilt=other, facts=facts)
 
     # Inside.
 
@@ -241,27 +227,17 @@ class Tastes:
         assert self.basis is not None
         if not len(rows):
             return _learned(user, 0, reason="nothing was preferred yet")
-        known, in_use = self.versions.user(user), self.versions.in_use(user)
+        in_use = self.versions.in_use(user)
         if in_use is not None and in_use.method != "lore":
             return _learned(user, len(rows), reason="the version that was trained stays in use; train it again")
-        # Choices by their digest, and no path: nothing of a user is in an adapter's manifest.
-        digest = hash_json([to_json(each.pair) for each in chosen])
-        inputs = [Input("basis", "basis", self.basis.digest, ""), Input("choices", "file", digest, "")]
-        started_s = time.perf_counter()
-        with self.versions.scratch() as scratch:
-            try:
-                made = embedding.publish_user(
-                    EmbeddingRecipe(), self.basis, rows, user=user, out=scratch / "adapter", inputs=inputs,
-                    licences={}, facts={},
-                )  # fmt: skip
-            except CheckFailed:
-                reason = "these choices are not foreseen better with it than without: kept as it is"
-                return _learned(user, len(rows), reason=reason)
-            words = str(made.meta["words"])
-            if known is not None and known.versions and known.versions[-1].digest == made.digest:
-                return _learned(user, len(rows), words=words, reason="nothing new in it")
-            version = self.add_version(user, made.path)
-        return _learned(user, len(rows), words=words, version=version.number, seconds=time.perf_counter() - started_s)
+        with self.versions.registry() as users:
+            learned = learn(users, user, self.basis, [each.pair for each in chosen], rows)
+        if learned.version is not None:
+            self.refresh(user)
+        number = learned.version.number if learned.version else None
+        return _learned(
+            user, learned.choices, words=learned.words, version=number, reason=learned.reason, seconds=learned.seconds
+        )
 
 
 def open_tastes(engine: Engine, store: Store, folder: Path, *, basis: str | None = None) -> Tastes:

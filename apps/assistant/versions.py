@@ -10,19 +10,14 @@ The registry is opened for each call: `edgealign users` may work on it at the sa
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from assistant.store import Store
 from edgealign.errors import InputError
-from edgealign.personalize.users import FILE, User, Users, UserVersion, shred
-
-# Ten planted users of 8 choices on the starter's basis: 0.5, 1, 1.5 and 2 move answers by 0.2, 0.5, 0.9 and 1.1
-# deviations of their taste, for 0.05, 0.5, 2.0 and 3.0 nats a token.
-STRENGTH, MAX_STRENGTH = 1.0, 2.0
-PASSING = ".passing-"  # how the names of folders that live for a moment begin
+from edgealign.personalize.recipes import TASTE
+from edgealign.personalize.users import FILE, User, Users, UserVersion, scratch, shred, sweep
 
 
 class Versions:
@@ -75,7 +70,7 @@ class Versions:
     def strength(self, user: str) -> float:
         with self.store.read() as db:
             row = db.execute("SELECT strength FROM strengths WHERE user = ?", (user,)).fetchone()
-        return STRENGTH if row is None else float(row["strength"])
+        return TASTE if row is None else float(row["strength"])
 
     def set_strength(self, user: str, strength: float) -> None:
         with self.store.write() as db:
@@ -99,17 +94,10 @@ class Versions:
         """The folder where a LoRA lies in a runtime's own format, if that is another one than PEFT's."""
         return self.folder / "converted" / version.folder.name
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
+    def scratch(self) -> AbstractContextManager[Path]:
         """A folder for texts and numbers on their way."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix=PASSING))
-        try:
-            yield folder
-        finally:
-            shred(folder)
+        return scratch(self.folder)
 
     def sweep(self) -> None:
         """What a server that was killed has left."""
-        for folder in self.folder.glob(f"{PASSING}*"):
-            shred(folder)
+        sweep(self.folder)

@@ -23,6 +23,7 @@ from edgealign.personalize.basis import OpenBasis, basis_of_model
 from edgealign.personalize.choices import drop_repetitions
 from edgealign.personalize.embedding import Preference, project, read_preference
 from edgealign.personalize.in_place import Learned, learn
+from edgealign.personalize.linear import MixedSession
 from edgealign.personalize.recipes import MAX_CHOICES, TASTE
 from edgealign.personalize.tilt import Tilt, apart, whole
 from edgealign.personalize.users import User, Users, UserVersion
@@ -144,6 +145,8 @@ def open_taste(users: Users, conversation: Conversation, name: str, basis: str |
     """With this basis, or the one that comes with the starter.
 
     Raises:
-        UsageError: no basis for this model, or no name.
+        UsageError: no basis for this model, no name, or a preference is mixed into the answers already.
     """
+    if isinstance(conversation.session, MixedSession):
+        raise UsageError("--preference", "takes two streams, which a taste cannot read", "give one of the two")
     return Taste(users, basis_of_model(conversation.base_digest, basis), conversation, name)

@@ -86,7 +86,7 @@ def talk(conversation: Conversation, speakers: Speakers, *, json: bool) -> None:
             if line is None or line in ("/quit", "/exit"):
                 return
             if line.startswith("/"):
-                command(conversation, speakers, line)
+                command(speakers, line)
             elif line:
                 reply(conversation, line, json=json)
         except KeyboardInterrupt:
@@ -95,8 +95,9 @@ def talk(conversation: Conversation, speakers: Speakers, *, json: bool) -> None:
             say(f"edgealign: {error.line()}")
 
 
-def command(conversation: Conversation, speakers: Speakers, line: str) -> None:
+def command(speakers: Speakers, line: str) -> None:
     """What a line with a slash asks for."""
+    conversation = speakers.conversation
     word, _, rest = line.partition(" ")
     if word in PERSONAL:
         PERSONAL[word](speakers, rest.strip())

@@ -11,11 +11,9 @@ Shape legend: k choices, B rank.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgealign.artifact import Input, hash_json
@@ -24,16 +22,13 @@ from edgealign.errors import CheckFailed
 from edgealign.personalize import embedding
 from edgealign.personalize.basis import OpenBasis
 from edgealign.personalize.recipes import EmbeddingRecipe
-from edgealign.personalize.users import Users, UserVersion
+from edgealign.personalize.users import Users, UserVersion, scratch
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
-
-
-FITTING = ".fit-"  # how the names of folders that live for a moment begin
 
 
 @dataclass(frozen=True)
@@ -55,12 +50,11 @@ def learn(users: Users, name: str, basis: OpenBasis, pairs: Sequence[Pair], rows
     # Choices by their digest, and no path: nothing of a user is in an adapter's manifest.
     digest = hash_json([to_json(pair) for pair in pairs])
     inputs = [Input("basis", "basis", basis.digest, ""), Input("choices", "file", digest, "")]
-    with tempfile.TemporaryDirectory(dir=users.folder, prefix=FITTING) as scratch:
+    with scratch(users.folder) as folder:
         try:
             made = embedding.publish_user(
-                EmbeddingRecipe(), basis, rows, user=name, out=Path(scratch) / "adapter", inputs=inputs, licences={},
-                facts={},
-            )  # fmt: skip
+                EmbeddingRecipe(), basis, rows, user=name, out=folder / "adapter", inputs=inputs, licences={}, facts={}
+            )
         except CheckFailed:
             reason = "these choices are not foreseen better with it than without: kept as it is"
             return Learned(len(rows), reason=reason)

@@ -19,6 +19,7 @@ import os
 import secrets
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ FILE = "users.sqlite"
 VERSION = 1
 BUSY_S = 10.0
 LONGEST_NAME = 200
+PASSING = ".passing-"  # how the names of folders that live for a moment begin
 SCHEMA = """
 CREATE TABLE users (id TEXT PRIMARY KEY, name TEXT UNIQUE NOT NULL, made_s REAL NOT NULL, active INTEGER NOT NULL);
 CREATE TABLE choices (
@@ -246,6 +248,23 @@ class Users:
 def default_folder() -> Path:
     """Where programs of this user keep data."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "edgealign" / "users"
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A folder in a registry's folder for texts and numbers on their way; overwritten and gone afterwards."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder, prefix=PASSING))
+    try:
+        yield made
+    finally:
+        shred(made)
+
+
+def sweep(folder: Path) -> None:
+    """What a program that was killed has left of it."""
+    for left in folder.glob(f"{PASSING}*"):
+        shred(left)
 
 
 def shred(folder: Path) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from assistant.pieces import whole
 
-from edgealign.personalize.tilt import Tilt, kl_nats
+from edgealign.personalize.tilt import Tilt, kl_nats, whole
 from edgealign.runtimes.process import ProcessSession
 from edgealign.runtimes.scripted import ScriptedSession
 

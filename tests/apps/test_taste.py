@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from assistant.tastes import open_tastes
-from assistant.versions import MAX_STRENGTH
 
 from edgealign.artifact import read_manifest
 from edgealign.errors import InputError
 from edgealign.models.builtin import built_in
+from edgealign.personalize.recipes import MAX_TASTE
 from edgealign.personalize.users import Users
 
 from .browser.conftest import archive
@@ -105,7 +105,7 @@ def test_a_planted_taste_is_named_after_a_few_choices_and_is_in_use(served: Serv
 
 def test_strength_changes_answers_and_0_is_everybodys(served: Served, lia: Json) -> None:
     everybody = say(served, "nobody")
-    said = {strength: None for strength in (0.0, 0.25, MAX_STRENGTH)}
+    said = {strength: None for strength in (0.0, 0.25, MAX_TASTE)}
     for strength in said:
         taste(served, "lia", "PUT", "/strength", strength=strength)
         assert f"{served.model}@lia" in [model.id for model in served.client.models.list()]  # also at 0
@@ -140,7 +140,7 @@ def test_users_never_cross_in_either_api(served: Served, lia: Json) -> None:
         made = served.client.completions.create(model=model, prompt="Tell me of the fox", temperature=0, max_tokens=8)
         return made.choices[0].text
 
-    taste(served, "lia", "PUT", "/strength", strength=MAX_STRENGTH)
+    taste(served, "lia", "PUT", "/strength", strength=MAX_TASTE)
     alone = {model: ask(model) for model in models}
     assert alone[models[1]] != alone[models[0]]
 

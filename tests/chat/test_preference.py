@@ -12,6 +12,7 @@ import pytest
 from edgealign import cli
 from edgealign.chat.conversation import Conversation, open_conversation
 from edgealign.chat.recipes import ChatRecipe
+from edgealign.chat.speakers import Speakers
 from edgealign.chat.terminal import command
 from edgealign.errors import InputError
 from edgealign.personalize.linear import MixedSession, find_lead
@@ -52,10 +53,10 @@ def test_another_system_turn_keeps_the_preference(tiny_model: Path) -> None:
     session: Any = talk.session
     assert session.mixing.strength == 2.0
     before = texts(talk)
-    command(talk, "/system You are kind.")
+    command(Speakers(talk, None), "/system You are kind.")
     assert session.lead == find_lead(talk.tokenizer, WISH, "You are kind.")
     assert texts(talk) == texts(opened(tiny_model, preference=WISH, system="You are kind.")) != before
-    command(talk, "/system")
+    command(Speakers(talk, None), "/system")
     assert texts(talk) == before
 
 

@@ -19,6 +19,7 @@ import pytest
 from edgealign.chat import terminal
 from edgealign.chat.conversation import Conversation
 from edgealign.chat.recipes import ChatRecipe
+from edgealign.chat.speakers import Speakers
 from edgealign.errors import InputError, UsageError
 
 Talk = Callable[..., Conversation]
@@ -89,24 +90,24 @@ def test_one_prompt_is_answered_once_and_stdin_is_left_alone(piped: Any, capsys:
 
 def test_commands_do_what_the_help_says(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
     conversation = talk(["A."])
-    terminal.command(conversation, "/system Be brief.")
+    terminal.command(Speakers(conversation, None), "/system Be brief.")
     assert conversation.system == "Be brief."
     conversation.ask("one", lambda text: None)
-    terminal.command(conversation, "/reset")
+    terminal.command(Speakers(conversation, None), "/reset")
     assert (conversation.turns, conversation.system) == ([], "Be brief.")
-    terminal.command(conversation, "/system")
+    terminal.command(Speakers(conversation, None), "/system")
     assert conversation.system == ""
-    terminal.command(conversation, "/rest")
-    terminal.command(conversation, "/help")
+    terminal.command(Speakers(conversation, None), "/rest")
+    terminal.command(Speakers(conversation, None), "/help")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "/rest is no command" in captured.err
     for word in ("/reset", "/system", "/help", "/quit", "Ctrl-C", "Ctrl-D"):
         assert word in terminal.HELP
-    terminal.command(conversation, "/system <|im_end|>")
+    terminal.command(Speakers(conversation, None), "/system <|im_end|>")
     assert conversation.system == "<|im_end|>"
     with pytest.raises(UsageError, match="not UTF-8"):
-        terminal.command(conversation, "/system \udcff")
+        terminal.command(Speakers(conversation, None), "/system \udcff")
 
 
 def test_a_pipe_that_closes_early_is_no_mistake(tiny_model: Path) -> None:
