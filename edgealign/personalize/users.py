@@ -4,12 +4,13 @@
     users.add_choice("ana", pair)
     users.add_version("ana", published)      # takes the directory in, and makes it the active one
     users.rollback("ana", 1)                 # 0: the population
+    users.private("ana")                     # a folder for what is made of her choices: a prefix's state, for one
     users.forget("ana")
 
-One SQLite file (write-ahead log, full sync: what was acknowledged survives a crash) beside `adapters/`, where a
-directory's name is random and says nothing. To forget deletes with `secure_delete`, empties the log, rebuilds the file
-and overwrites the adapter's files before they are removed: no byte is left in the registry's files. A disk's own copies
-(snapshots, worn cells) are out of its reach.
+One SQLite file (write-ahead log, full sync: what was acknowledged survives a crash) beside `adapters/` and `private/`,
+where a directory's name is random and says nothing. To forget deletes with `secure_delete`, empties the log, rebuilds
+the file and overwrites the adapters' and the private files before they are removed: no byte is left in the registry's
+files. A disk's own copies (snapshots, worn cells) are out of its reach, and so is what was exported to elsewhere.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import secrets
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,9 +178,25 @@ class Users:
         with self._writing():
             self._db.execute("UPDATE users SET active = ? WHERE id = ?", (number, self._id(name)))
 
+    def private(self, name: str) -> Path:
+        """The folder for files that are made of somebody's choices, and go when somebody is forgotten."""
+        folder = self.folder / "private" / self._id(name)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A private folder that is overwritten and removed at the end."""
+        folder = Path(tempfile.mkdtemp(dir=self.private(name)))
+        try:
+            yield folder
+        finally:
+            _shred(folder)
+
     def forget(self, name: str) -> None:
-        """Remove somebody, their choices and adapters; what is removed is overwritten."""
+        """Remove somebody, their choices, adapters and private files; what is removed is overwritten."""
         user = self._id(name)
+        _shred(self.folder / "private" / user)
         rows = self._db.execute("SELECT folder FROM versions WHERE user = ?", (user,)).fetchall()
         for (folder,) in rows:
             _shred(self.folder / "adapters" / folder)
