@@ -1,4 +1,4 @@
-"""`edgealign basis | personalize` fit users; `edgealign users ask | list | show | rollback | forget` keep them."""
+"""`edgealign basis | start | personalize` fit users; `edgealign users ask | list | show | rollback | forget` keep."""
 
 from __future__ import annotations
 
@@ -46,6 +46,21 @@ def basis(
     )
 
 
+@takes_recipe("start")
+def start(
+    *,
+    model: ModelOption,
+    adapter: Annotated[list[str], typer.Option("--adapter", help="a user's LoRA; repeatable, two or more")],
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Average several users' LoRAs into the start of new users': personalize --start."""
+    cli_options.run_stage("start", overrides, config, dry_run, json, model=model, adapters=adapter, out=out)
+
+
 @takes_recipe("personalize")
 def personalize(
     *,
@@ -56,6 +71,7 @@ def personalize(
     population: Annotated[
         Path | None, typer.Option("--population", help="lora: a LoRA fitted on many users, the start")
     ] = None,
+    start: Annotated[Path | None, typer.Option("--start", help="lora: what several users' have in common")] = None,
     basis: Annotated[Path | None, typer.Option("--basis", help="lore: what users have in common")] = None,
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="lore: an export of the model that reads the answers")
@@ -72,14 +88,14 @@ def personalize(
     arguments: dict[str, Any] = {"model": model, "choices": choices, "user": user, "out": out}
     if method == "lora":
         _refuse(method, {"--basis": basis, "--bundle": bundle})
-        arguments["population"] = population
+        arguments.update(population=population, start=start)
     elif method == "fspo":
-        given = {"--population": population, "--basis": basis, "--bundle": bundle}
+        given = {"--population": population, "--start": start, "--basis": basis, "--bundle": bundle}
         _refuse(method, {**given, **_foreign(METHODS[method], overrides)})
     else:
         if basis is None:
             raise UsageError("--basis", "is missing", "learn one: edgealign basis --model M --choices PAIRS --out DIR")
-        _refuse(method, {"--population": population, **_foreign(METHODS[method], overrides)})
+        _refuse(method, {"--population": population, "--start": start, **_foreign(METHODS[method], overrides)})
         arguments.update(basis=basis, bundle=bundle)
     cli_options.run_stage(METHODS[method], overrides, config, dry_run, json, **arguments)
 

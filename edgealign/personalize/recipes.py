@@ -57,6 +57,13 @@ class LoraRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartRecipe:
+    """Where new users' LoRAs begin, from several users'."""
+
+    rank: int = option(8, ge=1, le=256, help="of the start; the LoRAs that begin there have the same")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BasisRecipe:
     """A reward basis from many users' choices."""
 
