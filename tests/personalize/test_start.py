@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,7 +93,7 @@ def test_a_fit_along_a_start_of_another_rank_or_beside_a_population_is_one_line(
     common = tiny_lora(seed=1, rank=4)
     choices = planted.write(planted.likes_short(8), tmp_path / "choices.jsonl")
     given = {"model": tiny_model, "choices": choices, "user": "ana", "out": tmp_path / "ana"}
-    with pytest.raises(InputError, match=r"starts with rank 4, this fit has 8: use --rank 4"):
+    with pytest.raises(InputError, match=r"starts with rank 4, this fit has 8; use --rank 4"):
         lora.run(quick(), start=common, **given)
     with pytest.raises(UsageError, match="give --start or --population"):
         lora.run(quick(), start=common, population=common, **given)
@@ -100,3 +101,29 @@ def test_a_fit_along_a_start_of_another_rank_or_beside_a_population_is_one_line(
     both, shared = read_peft(made.path), read_peft(common)
     for name, part in both.items():
         torch.testing.assert_close(part.b[:, :4] @ part.a[:4], shared[name].b @ shared[name].a)
+
+
+def test_a_start_from_users_alike_takes_eight_choices_further_and_one_from_their_opposites_not_so_far(
+    tiny_model: Path, planted: Any, quick: Any, tmp_path: Path
+) -> None:
+    def fit(rows: Any, name: str, **more: Any) -> Any:
+        file = planted.write(rows, tmp_path / f"{name}.jsonl")
+        recipe = quick(held_out=0.5)
+        return lora.run(recipe, model=tiny_model, choices=file, user="ana", out=tmp_path / name, **more)
+
+    rows = planted.likes_short(80)
+    starts = {}
+    for kind, turn in (("alike", list), ("opposite", planted.flipped)):
+        seen = [fit(turn(rows[16 * i : 16 * i + 16]), f"{kind}{i}").path for i in range(2)]
+        starts[kind] = start.run(StartRecipe(), model=tiny_model, adapters=seen, out=tmp_path / kind).path
+    margins: dict[str, list[float]] = {"none": [], "alike": [], "opposite": []}
+    for i in range(2, 5):
+        for kind, found in margins.items():
+            more = {} if kind == "none" else {"start": starts[kind]}
+            made = fit(rows[16 * i : 16 * i + 16], f"new-{kind}{i}", **more)
+            assert made.meta["choices"]["fitted"] == 8
+            found.append(made.meta["held_out_after"]["margin"])
+    for better, worse in (("alike", "none"), ("none", "opposite")):
+        gains = np.array(margins[better]) - np.array(margins[worse])
+        assert gains.mean() > 4 * gains.std(ddof=1) / len(gains) ** 0.5, margins
+        assert gains.min() > 0.1, margins
