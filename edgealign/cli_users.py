@@ -21,7 +21,10 @@ from edgealign.cli_options import (
 from edgealign.errors import RecipeError, UsageError
 
 app = typer.Typer(help="The people of this machine and their adapters.", no_args_is_help=True, rich_markup_mode=None)
-METHODS = {"lora": "personalize", "lore": "personalize_embedding", "fspo": "personalize_fspo"}
+METHODS = {
+    "lora": "personalize", "lore": "personalize_embedding", "fspo": "personalize_fspo",
+    "direction": "personalize_direction",
+}  # fmt: skip
 NameArgument = Annotated[str, typer.Argument(help="whose: a name in the registry")]
 RegistryOption = Annotated[
     Path | None, typer.Option("--registry", help="directory; none: EDGEALIGN_USERS, or this account's own")
@@ -76,20 +79,20 @@ def personalize(
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="lore: an export of the model that reads the answers")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="lora, lore (an embedding) or fspo (shots)")] = "lora",
+    method: Annotated[str, typer.Option("--method", help="lora, lore (an embedding), fspo, direction")] = "lora",
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     overrides: Overrides,
 ) -> None:
-    """Fit one user: a LoRA or shots from 4 choices on, an embedding from 1; published only if it does no harm."""
+    """Fit one user: an embedding from 1 choice on, anything else from 4; published only if it does no harm."""
     if method not in METHODS:
         raise RecipeError(method, "is not a personalisation method", f"choose one of: {', '.join(METHODS)}")
     arguments: dict[str, Any] = {"model": model, "choices": choices, "user": user, "out": out}
     if method == "lora":
         _refuse(method, {"--basis": basis, "--bundle": bundle})
         arguments.update(population=population, start=start)
-    elif method == "fspo":
+    elif method in ("fspo", "direction"):
         given = {"--population": population, "--start": start, "--basis": basis, "--bundle": bundle}
         _refuse(method, {**given, **_foreign(METHODS[method], overrides)})
     else:

@@ -47,11 +47,11 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(0)
     people = [(MARKS[i % 3], MARKS.replace(MARKS[i % 3], ""), f"u{i}") for i in range(24)]
     rows = [row for own, others, name in people for row in likes(own, others, 12, name, rng)]
-    recipe = ShotsRecipe(shots=(0, 3), reshuffles=6, max_tokens=400)
+    recipe = ShotsRecipe(shots=(0, 3, 3, 3), reshuffles=6, max_tokens=400)
     made = shot_data.run(recipe, model=tiny_model, data=[write(rows, folder / "pairs.jsonl")], out=folder / "shots")
     learn = PreferenceRecipe(
-        objective="dpo", beta=0.5, learning_rate=1e-2, optimizer="muon", epochs=2, batch_size=24, max_tokens=400,
-        threads=1,
+        objective="dpo", beta=0.5, learning_rate=1e-2, optimizer="muon", schedule="constant", warmup_share=0.05,
+        epochs=2, max_tokens=400, threads=1,
     )  # fmt: skip
     files = {name: [str(made.path / f"{name}.jsonl")] for name in ("train", "valid")}
     preference.run(learn, model=tiny_model, data=files["train"], valid=files["valid"], out=folder / "model")
