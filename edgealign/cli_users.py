@@ -64,7 +64,7 @@ def start(
     cli_options.run_stage("start", overrides, config, dry_run, json, model=model, adapters=adapter, out=out)
 
 
-@takes_recipe("personalize")
+@takes_recipe(*METHODS.values())
 def personalize(
     *,
     model: ModelOption,
@@ -89,16 +89,16 @@ def personalize(
     if method not in METHODS:
         raise RecipeError(method, "is not a personalisation method", f"choose one of: {', '.join(METHODS)}")
     arguments: dict[str, Any] = {"model": model, "choices": choices, "user": user, "out": out}
+    _refuse(method, _foreign(METHODS[method], overrides))
     if method == "lora":
         _refuse(method, {"--basis": basis, "--bundle": bundle})
         arguments.update(population=population, start=start)
     elif method in ("fspo", "direction"):
-        given = {"--population": population, "--start": start, "--basis": basis, "--bundle": bundle}
-        _refuse(method, {**given, **_foreign(METHODS[method], overrides)})
+        _refuse(method, {"--population": population, "--start": start, "--basis": basis, "--bundle": bundle})
     else:
         if basis is None:
             raise UsageError("--basis", "is missing", "learn one: edgealign basis --model M --choices PAIRS --out DIR")
-        _refuse(method, {"--population": population, "--start": start, **_foreign(METHODS[method], overrides)})
+        _refuse(method, {"--population": population, "--start": start})
         arguments.update(basis=basis, bundle=bundle)
     cli_options.run_stage(METHODS[method], overrides, config, dry_run, json, **arguments)
 

@@ -20,16 +20,20 @@ WAYS = {
     "lore": "LoRe: fitted from the runtime's own reading of the choices",
     "best of n": "best of n by the fitted reward", "tilt": "the next token tilted",
     "linear": "linear alignment to a stated preference", "lora": "a LoRA of one's own, on and off",
-    "fspo": "FSPO: choices in the prompt", "prefix state": "the state behind a prefix kept and restored",
+    "direction": "a direction in the states (control vector)", "fspo": "FSPO: choices in the prompt",
+    "prefix state": "the state behind a prefix kept and restored",
 }
 RUNTIMES = {"torch": "torch", "gguf": "GGUF", "onnx": "ONNX", "executorch": "ExecuTorch"}
-WHY = {"prefix state": """\
+WHY = {
+    "direction": """\
+A direction is added to the residual stream behind a layer; llama.cpp has a place for that, an exported ONNX graph or
+ExecuTorch program has none: a user's LoRA is their only input.""",
+    "prefix state": """\
 A state is handed out as bytes by torch and llama.cpp only: onnxruntime keeps a model's caches in buffers that are bound
 to its graph, ExecuTorch inside the program, and edgealign's sessions read neither back. There the prefix is fed at the
-beginning of every conversation: the same answers, later."""}
-NOWHERE = """\
-In no runtime yet: a steering vector fitted to a user's reward (llama.cpp's control vector), and mixes of one LoRA per
-reward direction."""
+beginning of every conversation: the same answers, later.""",
+}
+NOWHERE = "In no runtime yet: mixes of one LoRA per reward direction."
 
 
 def table() -> str:

@@ -69,9 +69,9 @@ class DirectionRecipe:
 
     map: tuple[str, ...] = option((), help="other column names, each as theirs=ours")
     skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
-    layer: int = option(0, ge=0, help="behind which the direction is added, counted from 0; 0: the middle one")
+    layer: int = option(0, ge=0, help="of a direction: it is added behind this one, counted from 0; 0: the middle one")
     strength: float = option(
-        1.0, gt=0.0, le=100.0, help="1: as far as what was chosen lies from what was not, on average",
+        1.0, gt=0.0, le=100.0, help="of a direction; 1: as far as what was chosen lies from what was not, on average",
         source="arXiv 2312.06681: multipliers around 1",
     )
     prior_strength: float = option(

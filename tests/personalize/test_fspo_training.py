@@ -1,7 +1,7 @@
 """FSPO's training, small: new people's shots come to help whatever their taste is, and another's do not.
 
-Answers end in one of three marks, and a person likes one of them. A model that knows nobody is right half the time, and
-no mark is better than another: only the choices in the prompt can tell.
+Answers end in one of three marks, and a person likes one of them; no mark is better than another, so only the choices
+in the prompt can tell.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from edgealign.data.forms import Message, Pair, to_json
-from edgealign.errors import CheckFailed
 from edgealign.personalize import fspo, shot_data
 from edgealign.personalize.choices import split
 from edgealign.personalize.fspo_recipes import FspoRecipe, ShotsRecipe
@@ -47,7 +46,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(0)
     people = [(MARKS[i % 3], MARKS.replace(MARKS[i % 3], ""), f"u{i}") for i in range(24)]
     rows = [row for own, others, name in people for row in likes(own, others, 12, name, rng)]
-    recipe = ShotsRecipe(shots=(0, 3, 3, 3), reshuffles=6, max_tokens=400)
+    recipe = ShotsRecipe(shots=(3,), reshuffles=6, max_tokens=400)
     made = shot_data.run(recipe, model=tiny_model, data=[write(rows, folder / "pairs.jsonl")], out=folder / "shots")
     learn = PreferenceRecipe(
         objective="dpo", beta=0.5, learning_rate=1e-2, optimizer="muon", schedule="constant", warmup_share=0.05,
@@ -59,24 +58,23 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("own", MARKS)
-def test_shots_help_new_people_of_every_taste_after_training_and_anothers_do_not(
-    trained: Path, tmp_path: Path, own: str
+def test_new_people_are_ranked_by_their_shots_after_training_and_by_anothers_wrongly(
+    trained: Path, tmp_path: Path, own: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With their own shots all of the held-out choices are ranked right, with another's all of them wrong."""
+    monkeypatch.setattr(fspo, "gate", lambda *_: [])  # what is measured, not what is published
     another, third = MARKS.replace(own, "")
     rows = likes(own, another, 12, "ana", random.Random(1))
     recipe = FspoRecipe(threads=1, shots=3)
-    made = fspo.run(
-        recipe, model=trained, choices=write(rows, tmp_path / "own.jsonl"), user="ana", out=tmp_path / "own"
-    )
-    after = made.meta["held_out_after"]
-    assert after["accuracy"] == 1.0
-    assert after["margin"] > made.meta["held_out_before"]["margin"] + 0.2
     shown = {row.prompt: row.chosen[:-1] for row in split(rows, share=recipe.held_out)[0]}
     wrong = [
         Pair(row.prompt, shown[row.prompt] + another, shown[row.prompt] + third, "ana") if row.prompt in shown else row
         for row in rows
     ]
-    with pytest.raises(CheckFailed, match="not published"):
-        fspo.run(
-            recipe, model=trained, choices=write(wrong, tmp_path / "wrong.jsonl"), user="ana", out=tmp_path / "wrong"
-        )
+    found = []
+    for name, choices in (("own", rows), ("wrong", wrong)):
+        file = write(choices, tmp_path / f"{name}.jsonl")
+        made = fspo.run(recipe, model=trained, choices=file, user="ana", out=tmp_path / name)
+        found.append(made.meta["held_out_after"])
+    assert [each["accuracy"] for each in found] == [1.0, 0.0], found
+    assert found[0]["margin"] > found[1]["margin"] + 1.0

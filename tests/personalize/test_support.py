@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from edgealign.artifact import open_artifact
+from edgealign.errors import InputError
+from edgealign.models.load import read_config
 from edgealign.personalize.basis import OpenBasis
 from edgealign.personalize.features import Features, Folded
 from edgealign.personalize.fspo import enter
@@ -20,6 +23,7 @@ from edgealign.personalize.linear import Lead, MixedSession, Mixing
 from edgealign.personalize.lore import Basis, fit_users
 from edgealign.personalize.rerank import best_of
 from edgealign.personalize.tilt import Tilt
+from edgealign.runtimes.control_vector import write_control_vector
 from edgealign.runtimes.generate import generate
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import Session, Snapshots, bundle_adapter, open_session
@@ -58,11 +62,18 @@ def test_every_way_does_in_every_runtime_what_the_table_says(place: tuple[str, P
     folded = source.fold(
         Basis(rng.normal(size=source.size), rng.normal(size=(source.size, 3)), rng.uniform(0.5, 2.0, source.size))
     )
+    config = read_config(model)
+    vector = tmp_path / "direction.gguf"
+    write_control_vector(
+        {1: 0.1 * rng.normal(size=config["hidden_size"])}, vector, base_digest=open_artifact(model).digest,
+        model_type=config["model_type"],
+    )
     results = []
     for states, where, lora in (("reference", model, torchs_lora), ("own", opened, its_lora)):
         with closing(open_session(where, threads=1)) as session:
             found = {name: way(session, folded) for name, way in WAYS.items()}
             found["lora"] = switch(session, lora)
+            found["direction"] = try_to_switch(session, vector)
         with closing(MixedSession(open_streams(where, threads=1), LEAD, Mixing(2.0))) as mixed:
             found["linear"] = generate(mixed, (*LEAD.preferred, *QUESTION), sampling=SHORT).tokens
         with closing(open_session(where, threads=1)) as session:
@@ -123,6 +134,14 @@ def switch(session: Session, lora: Path) -> Any:
     return np.stack(found)
 
 
+def try_to_switch(session: Session, adapter: Path) -> Any:
+    """As `switch`; None where the runtime refuses such an adapter."""
+    try:
+        return switch(session, adapter)
+    except InputError:
+        return None
+
+
 def prefixed(session: Session, states: Path) -> tuple[Any, list[str]]:
     """What is said behind a prefix of choices, twice, and how it was entered."""
     prefix = tuple(range(20, 60))
@@ -135,6 +154,8 @@ def prefixed(session: Session, states: Path) -> tuple[Any, list[str]]:
 
 
 def agree(one: Any, other: Any) -> bool:
+    if one is None:
+        return False
     return one == other if isinstance(one, tuple) else bool(np.abs(one - other).max() < FINE)
 
 
