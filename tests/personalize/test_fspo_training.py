@@ -49,7 +49,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = ShotsRecipe(shots=(3,), reshuffles=6, max_tokens=400)
     made = shot_data.run(recipe, model=tiny_model, data=[write(rows, folder / "pairs.jsonl")], out=folder / "shots")
     learn = PreferenceRecipe(
-        objective="dpo", beta=0.5, learning_rate=1e-2, optimizer="muon", schedule="constant", warmup_share=0.05,
+        objective="dpo", beta=0.5, learning_rate=1e-2, optimizer="muon", schedule="linear", warmup_share=0.05,
         epochs=2, max_tokens=400, threads=1,
     )  # fmt: skip
     files = {name: [str(made.path / f"{name}.jsonl")] for name in ("train", "valid")}
