@@ -27,15 +27,21 @@ AdapterOption = Annotated[list[str] | None, typer.Option("--adapter", help="NAME
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="recipe as TOML; options override it")]
 
 
-def takes_recipe(stage: str | type[Any]) -> Callable[[F], F]:
-    """Give a command one option for each field of the stage's recipe (or of this recipe class), as `overrides`."""
+def takes_recipe(*which: str | type[Any]) -> Callable[[F], F]:
+    """Give a command one option for each field of the stages' recipes (or of these recipe classes), as `overrides`.
+
+    Of fields that have one name the first speaks for all.
+    """
 
     def wrap(command: F) -> F:
-        fields = dataclasses.fields(stages.recipe_class(stage) if isinstance(stage, str) else stage)
+        fields: dict[str, dataclasses.Field[Any]] = {}
+        for each in which:
+            for entry in dataclasses.fields(stages.recipe_class(each) if isinstance(each, str) else each):
+                fields.setdefault(entry.name, entry)
         own = inspect.signature(command, eval_str=True)
         parameters = [entry for name, entry in own.parameters.items() if name != "overrides"]
         taken = {entry.name for entry in parameters}
-        added = [_parameter(entry) for entry in fields if entry.name not in taken]
+        added = [_parameter(entry) for entry in fields.values() if entry.name not in taken]
         names = {entry.name for entry in added}
 
         def wrapped(**values: Any) -> None:

@@ -1,4 +1,4 @@
-"""`edgealign basis | personalize` fit users; `edgealign users ask | list | show | rollback | forget` keep them."""
+"""`edgealign basis | start | personalize` fit users; `edgealign users ask | list | show | rollback | forget` keep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from edgealign.cli_options import (
 from edgealign.errors import RecipeError, UsageError
 
 app = typer.Typer(help="The people of this machine and their adapters.", no_args_is_help=True, rich_markup_mode=None)
-METHODS = {"lora": "personalize", "lore": "personalize_embedding", "fspo": "personalize_fspo"}
+METHODS = {
+    "lora": "personalize", "lore": "personalize_embedding", "fspo": "personalize_fspo",
+    "direction": "personalize_direction",
+}  # fmt: skip
 NameArgument = Annotated[str, typer.Argument(help="whose: a name in the registry")]
 RegistryOption = Annotated[
     Path | None, typer.Option("--registry", help="directory; none: EDGEALIGN_USERS, or this account's own")
@@ -46,7 +49,22 @@ def basis(
     )
 
 
-@takes_recipe("personalize")
+@takes_recipe("start")
+def start(
+    *,
+    model: ModelOption,
+    adapter: Annotated[list[str], typer.Option("--adapter", help="a user's LoRA; repeatable, two or more")],
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Average several users' LoRAs into the start of new users': personalize --start."""
+    cli_options.run_stage("start", overrides, config, dry_run, json, model=model, adapters=adapter, out=out)
+
+
+@takes_recipe(*METHODS.values())
 def personalize(
     *,
     model: ModelOption,
@@ -56,32 +74,33 @@ def personalize(
     population: Annotated[
         Path | None, typer.Option("--population", help="lora: a LoRA fitted on many users, the start")
     ] = None,
+    start: Annotated[Path | None, typer.Option("--start", help="lora: what several users' have in common")] = None,
     basis: Annotated[
         str | None, typer.Option("--basis", help="lore: what users have in common; edgealign:starter-basis is built in")
     ] = None,
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="lore: an export of the model that reads the answers")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="lora, lore (an embedding) or fspo (shots)")] = "lora",
+    method: Annotated[str, typer.Option("--method", help="lora, lore (an embedding), fspo, direction")] = "lora",
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     overrides: Overrides,
 ) -> None:
-    """Fit one user: a LoRA or shots from 4 choices on, an embedding from 1; published only if it does no harm."""
+    """Fit one user: an embedding from 1 choice on, anything else from 4; published only if it does no harm."""
     if method not in METHODS:
         raise RecipeError(method, "is not a personalisation method", f"choose one of: {', '.join(METHODS)}")
     arguments: dict[str, Any] = {"model": model, "choices": choices, "user": user, "out": out}
+    _refuse(method, _foreign(METHODS[method], overrides))
     if method == "lora":
         _refuse(method, {"--basis": basis, "--bundle": bundle})
-        arguments["population"] = population
-    elif method == "fspo":
-        given = {"--population": population, "--basis": basis, "--bundle": bundle}
-        _refuse(method, {**given, **_foreign(METHODS[method], overrides)})
+        arguments.update(population=population, start=start)
+    elif method in ("fspo", "direction"):
+        _refuse(method, {"--population": population, "--start": start, "--basis": basis, "--bundle": bundle})
     else:
         if basis is None:
             raise UsageError("--basis", "is missing", "learn one: edgealign basis --model M --choices PAIRS --out DIR")
-        _refuse(method, {"--population": population, **_foreign(METHODS[method], overrides)})
+        _refuse(method, {"--population": population, "--start": start})
         arguments.update(basis=basis, bundle=bundle)
     cli_options.run_stage(METHODS[method], overrides, config, dry_run, json, **arguments)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -79,15 +80,19 @@ class Speakers:
             self._lines = readline
             self._fill()
 
+    @staticmethod
+    def _file(taste: Taste) -> Path:
+        return taste.users.private(taste.name) / "typed"
+
     def _fill(self) -> None:
         if self._lines is not None and self.taste is not None:
             self._lines.clear_history()
             with contextlib.suppress(OSError):
-                self._lines.read_history_file(self.taste.users.history(self.taste.name))
+                self._lines.read_history_file(self._file(self.taste))
 
     def _keep(self) -> None:
         if self._lines is not None and self.taste is not None and self.taste.name in self.taste.users.names():
-            file = self.taste.users.history(self.taste.name)
+            file = self._file(self.taste)
             with contextlib.suppress(OSError):
                 self._lines.write_history_file(file)
                 file.chmod(0o600)

@@ -51,7 +51,7 @@ class Taste:
         self._known: Preference | None = None
         self._tilt: Tilt | None = None  # of the last answer
         self._rows: dict[Pair, Floats] = {}
-        users.history(name)  # a name that is none is refused now
+        users.private(name, make=True)  # a name that is none is refused now
         self._load()
         conversation.hooks = self._hooks
 

@@ -10,7 +10,6 @@ Shape legend: A answers of the pool, M pairs, B rank.
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,13 +98,13 @@ def run(
 
 def publish(users: Users, name: str, *, model: str, basis: str | Path, bundle: Path | None) -> None:
     """Fit on all that somebody chose, and add the version if it does no harm."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "choices.jsonl"
+    with users.scratch(name) as scratch:
+        file = scratch / "choices.jsonl"
         write_jsonl(file, [to_json(pair) for pair in users.choices(name)])
         try:
             made = embedding.run(
                 EmbeddingRecipe(), model=model, basis=basis, bundle=bundle, choices=str(file), user=name,
-                out=Path(scratch) / "adapter",
+                out=scratch / "adapter",
             )  # fmt: skip
         except CheckFailed as error:
             say(error.line())

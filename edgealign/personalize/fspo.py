@@ -8,10 +8,11 @@ the digest of the tokens that they become, so that another template or tokenizer
 
     shots = open_shots("runs/ada", "runs/bundle")
     with closing(open_session("runs/bundle")) as session:
-        enter(session, shots.prefix(tokenizer), states=Path("states"))      # restored from there, or fed and kept
+        enter(session, shots.prefix(tokenizer), states=users.private("ada"))      # restored from there, or fed and kept
         generate(session, shots.rest(tokenizer, messages), before=shots.prefix(tokenizer))
 
-`forget` must also delete the states folder: a state is what the model remembers of the choices.
+A state is what the model remembers of the choices: it belongs into the registry's private folder of the user, which
+`edgealign users forget` overwrites and removes.
 
 Source: FSPO, arXiv 2502.19312.
 """

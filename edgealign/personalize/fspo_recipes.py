@@ -39,7 +39,7 @@ class FspoRecipe:
 
     map: tuple[str, ...] = option((), help="other column names, each as theirs=ours")
     skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
-    shots: int = option(8, ge=1, le=32, unit="choices", help="at most so many choices, the newest", source=_FSPO)
+    shots: int = option(8, ge=1, le=32, unit="choices", help="in a prompt: the newest, at most so many", source=_FSPO)
     prefix_tokens: int = option(
         1024, ge=32, unit="tokens", help="longest prefix; the oldest choices are left out to fit"
     )

@@ -3,9 +3,11 @@
     choices -> hold some out -> fit from the population -> shrink by n / (n + n0) -> rank the held-out ones -> publish
 
 Few choices move a user a little: what was learned is scaled by n / (n + n0), the posterior mean of a normal with a
-prior worth n0 observations at the population (base, or base plus a population LoRA). It is published only if the
-user's held-out choices are ranked at least as well as by the population: a higher ranking accuracy, or the same with
-a mean margin that did not fall. Otherwise nothing is written and the exit status is 1.
+prior worth n0 observations at the population: base, or base plus a population LoRA. `edgealign start` makes one of
+other users' adapters, and the new user's learns in the directions in which those differ.
+
+It is published only if the user's held-out choices are ranked at least as well as by the population: a higher ranking
+accuracy, or the same with a mean margin that did not fall. Otherwise nothing is written and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgealign.artifact import Artifact, Check, Input, open_artifact, open_model, publish, refuse_existing
 from edgealign.data.forms import Pair
-from edgealign.errors import CheckFailed
+from edgealign.errors import CheckFailed, UsageError
 from edgealign.objectives.table import check_beta, find
 from edgealign.personalize.choices import Choices, load_choices
 from edgealign.personalize.recipes import LoraRecipe
@@ -35,16 +37,19 @@ SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
 
 def run(
-    recipe: LoraRecipe, *, model: str | Path, choices: str | Path, user: str, out: Path, population: Path | None = None
+    recipe: LoraRecipe, *, model: str | Path, choices: str | Path, user: str, out: Path,
+    population: Path | None = None, start: Path | None = None,
 ) -> Artifact:
     """Fit one user's adapter and publish it at `out`.
 
     Args:
         choices: preference pairs with `user_id`.
         population: a LoRA for everyone, fitted on the same model; the user's starts there.
+        start: the same, of `edgealign start`: the user's also learns in its directions.
 
     Raises:
-        InputError: too few choices, or a population adapter of another model.
+        UsageError: both a population and a start.
+        InputError: too few choices, or a population adapter of another model or, as a start, of another rank.
         CheckFailed: the held-out choices are not ranked as well as by the population; nothing is published.
     """
     from edgealign.data.encode import template_hash
@@ -59,18 +64,21 @@ def run(
 
     out = Path(out)
     refuse_existing(out)
+    if population is not None and start is not None:
+        raise UsageError("--start", "is a population already", "give --start or --population")
     objective = find(recipe.objective)
     beta = check_beta(objective, recipe.beta)
     started_s = time.monotonic()
     base = open_model(model)
-    everyone = check_adapter_base(population, base) if population is not None else None
+    common = start or population
+    everyone = check_adapter_base(common, base) if common is not None else None
     shared = read_peft(everyone.path) if everyone is not None else {}
     tokenizer: Any = load_tokenizer(base.path)
     own = load_choices(choices, user, tokenizer, recipe)
     name = slug(user)
     with fixed_threads(recipe.threads) as threads:
         precision = choose_precision(recipe.precision, lora=True, n_parameters=count_parameters(base.path))
-        network, layers, coverage = _adapted(recipe, base.path, precision.weights, shared)
+        network, layers, coverage = _adapted(recipe, base.path, precision.weights, shared, along=start is not None)
         say(f"user {name}: {len(own.fitted)} choices to learn, {len(own.held_out)} to check")
         passes = Passes.of(network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=2048)
         held_out = encode_trees(tokenizer, own.held_out, recipe)
@@ -151,7 +159,7 @@ def slug(user: str) -> str:
 
 
 def _adapted(
-    recipe: LoraRecipe, folder: Path, dtype: str, population: Mapping[str, Factors]
+    recipe: LoraRecipe, folder: Path, dtype: str, population: Mapping[str, Factors], *, along: bool
 ) -> tuple[Any, dict[str, LowRankLinear], Coverage]:
     import torch
 
@@ -165,7 +173,9 @@ def _adapted(
     coverage = lora_targets(network, list(recipe.targets))
     say(describe(coverage))
     scale = recipe.alpha / recipe.rank
-    layers = wrap(network, coverage.modules, rank=recipe.rank, scale=scale, seed=recipe.seed, population=population)
+    layers = wrap(
+        network, coverage.modules, rank=recipe.rank, scale=scale, seed=recipe.seed, population=population, along=along
+    )
     return network, layers, coverage
 
 

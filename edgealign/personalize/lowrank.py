@@ -99,11 +99,15 @@ class _AddLowRank(torch.autograd.Function):
 
 def wrap(
     model: nn.Module, names: Sequence[str], *, rank: int, scale: float, seed: int,
-    population: Mapping[str, Factors] | None = None,
+    population: Mapping[str, Factors] | None = None, along: bool = False,
 ) -> dict[str, LowRankLinear]:
     """Put a fresh addition (B = 0: no effect yet) on the named layers; everything else is frozen.
 
-    Layers that only the population adapts are wrapped too. A depends on the seed and the layers' names alone.
+    Layers that only the population adapts are wrapped too. A depends on the seed and the layers' names alone, or is the
+    population's own where the addition shall go `along` it.
+
+    Raises:
+        InputError: a layer that is not linear; a population of another rank to go along.
     """
     population = population or {}
     model.requires_grad_(False)
@@ -115,6 +119,11 @@ def wrap(
             if not isinstance(linear, nn.Linear):
                 raise InputError(name, "is not a linear layer of this model", "fit the population adapter again")
             layer = LowRankLinear(linear, rank=rank, scale=scale, frozen=population.get(name))
+            if along and layer.frozen_a is not None:
+                if layer.frozen_a.shape != layer.a.shape:
+                    known = len(layer.frozen_a)
+                    raise InputError(name, f"starts with rank {known}, this fit has {rank}", f"use --rank {known}")
+                layer.a.data.copy_(layer.frozen_a)
             wrapped[name] = layer.to(linear.weight.device)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, wrapped[name])
@@ -139,6 +148,13 @@ def write_peft(
     together = any(layer.frozen_a is not None for layer in wrapped.values())
     parts = {name: _combined(layer) if together else Factors(layer.a.detach(), layer.b.detach())
              for name, layer in wrapped.items()}
+    return write_factors(folder, parts, alpha=None if together else alpha, base_name=base_name)
+
+
+def write_factors(
+    folder: Path, parts: Mapping[str, Factors], *, alpha: float | None, base_name: str
+) -> tuple[int, int]:
+    """Write layers' factors as a LoRA; `alpha` None says that every scale is in B."""
     rank = max(part.a.shape[0] for part in parts.values())
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
@@ -149,7 +165,7 @@ def write_peft(
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b.cpu().contiguous()
     config = {
         **PLAIN, "base_model_name_or_path": base_name, "inference_mode": True, "init_lora_weights": True,
-        "lora_alpha": rank if together else alpha, "lora_dropout": 0.0, "r": rank, "revision": None,
+        "lora_alpha": rank if alpha is None else alpha, "lora_dropout": 0.0, "r": rank, "revision": None,
         "target_modules": sorted(parts), "task_type": "CAUSAL_LM",
     }
     text = json.dumps(config, indent=2, sort_keys=True)

@@ -60,6 +60,32 @@ class LoraRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartRecipe:
+    """Where new users' LoRAs begin, from several users'."""
+
+    rank: int = option(8, ge=1, le=256, help="of the start; the LoRAs that begin there have the same")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionRecipe:
+    """A user as a direction in the states, from 4 to 64 choices."""
+
+    map: tuple[str, ...] = option((), help="other column names, each as theirs=ours")
+    skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
+    layer: int = option(0, ge=0, help="of a direction: it is added behind this one, counted from 0; 0: the middle one")
+    strength: float = option(
+        1.0, gt=0.0, le=100.0, help="of a direction; 1: as far as what was chosen lies from what was not, on average",
+        source="arXiv 2312.06681: multipliers around 1",
+    )
+    prior_strength: float = option(
+        8.0, ge=0.0, unit="choices", help="the direction is scaled by n / (n + this)", source="as for a LoRA"
+    )
+    held_out: float = option(0.25, gt=0.0, le=0.5, help="share of the choices kept for the check (at least one)")
+    max_tokens: int = option(1024, ge=16, unit="tokens", help="longest prompt and answer; answers are cut")
+    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BasisRecipe:
     """A reward basis from many users' choices."""
 

@@ -4,12 +4,13 @@
     users.add_choice("ana", pair)
     users.add_version("ana", published)      # takes the directory in, and makes it the active one
     users.rollback("ana", 1)                 # 0: the population
+    users.private("ana")                     # a folder for what is made of her choices: a prefix's state, for one
     users.forget("ana")
 
-One SQLite file (write-ahead log, full sync: what was acknowledged survives a crash) beside `adapters/`, where a
-directory's name is random and says nothing. To forget deletes with `secure_delete`, empties the log, rebuilds the file
-and overwrites the adapter's files before they are removed: no byte is left in the registry's files. A disk's own copies
-(snapshots, worn cells) are out of its reach.
+One SQLite file (write-ahead log, full sync: what was acknowledged survives a crash) beside `adapters/` and `private/`,
+where a directory's name is random and says nothing. To forget deletes with `secure_delete`, empties the log, rebuilds
+the file and overwrites the adapters' and the private files before they are removed: no byte is left in the registry's
+files. A disk's own copies (snapshots, worn cells) are out of its reach, and so is what was exported to elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,16 +179,24 @@ class Users:
         with self._writing():
             self._db.execute("UPDATE users SET active = ? WHERE id = ?", (number, self._id(name)))
 
-    def history(self, name: str) -> Path:
-        """The file for what somebody typed, for the arrow keys; it need not be there. A new name is a new user."""
-        user = self._id(name, make=True)
-        (self.folder / "typed" / user).mkdir(parents=True, exist_ok=True, mode=0o700)
-        return self.folder / "typed" / user / "history"
+    def private(self, name: str, *, make: bool = False) -> Path:
+        """The folder for files that are made of what somebody chose or typed, and go when somebody is forgotten.
+
+        Args:
+            make: a new name is a new user.
+        """
+        folder = self.folder / "private" / self._id(name, make=make)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+    def scratch(self, name: str) -> AbstractContextManager[Path]:
+        """A private folder that is overwritten and removed at the end."""
+        return scratch(self.private(name))
 
     def forget(self, name: str) -> None:
-        """Remove somebody, their choices, adapters and what they typed; what is removed is overwritten."""
+        """Remove somebody, their choices, adapters and private files; what is removed is overwritten."""
         user = self._id(name)
-        shred(self.folder / "typed" / user)
+        shred(self.folder / "private" / user)
         rows = self._db.execute("SELECT folder FROM versions WHERE user = ?", (user,)).fetchall()
         for (folder,) in rows:
             shred(self.folder / "adapters" / folder)

@@ -27,6 +27,7 @@ import numpy as np
 from edgealign.artifact import sha256_file
 from edgealign.errors import EdgealignError, InputError, ToolMissing, UsageError
 from edgealign.runtimes.adapter_cache import AdapterCache, check_base
+from edgealign.runtimes.control_vector import find_control_vector, read_control_vector
 from edgealign.runtimes.gguf_adapter import BASE_DIGEST
 from edgealign.runtimes.gguf_header import check_gguf
 from edgealign.runtimes.probe import DRIVEN_VERSION, extra_buffers_work, install_line, usable_cores
@@ -34,13 +35,15 @@ from edgealign.runtimes.session import check_tokens, read_bundle
 from edgealign.runtimes.snapshots import UserMark, pack, unpack
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from edgealign.runtimes.session import Logits
 
 # What this file drives; a build without one of these is another API.
 NEEDED = (
     "llama_model_load_from_file", "llama_init_from_model", "llama_decode", "llama_get_logits_ith", "llama_get_memory",
     "llama_memory_clear", "llama_state_seq_get_data", "llama_state_seq_set_data", "llama_adapter_lora_init",
-    "llama_set_adapters_lora", "llama_model_chat_template", "LLAMA_FLASH_ATTN_TYPE_DISABLED",
+    "llama_set_adapters_lora", "llama_set_adapter_cvec", "llama_model_chat_template", "LLAMA_FLASH_ATTN_TYPE_DISABLED",
 )  # fmt: skip
 GGML_TYPE_F32 = 0
 ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
@@ -141,11 +144,18 @@ class LlamaSession:
 
     def set_user(self, adapter: Path | None) -> None:
         lib = self._lib
-        if adapter is None:
+        vector = None if adapter is None else self._read_vector(Path(adapter))
+        if adapter is None or vector is not None:
             status = lib.llama_set_adapters_lora(self._context, None, 0, None)
         else:
             handles = (lib.llama_adapter_lora_p_ctypes * 1)(self._adapters.get(Path(adapter)))
             status = lib.llama_set_adapters_lora(self._context, handles, 1, (ctypes.c_float * 1)(1.0))
+        if vector is None:
+            status = status or lib.llama_set_adapter_cvec(self._context, None, 0, 0, 0, 0)
+        else:
+            layers, width = vector.shape
+            numbers = vector.ctypes.data_as(ctypes.POINTER(ctypes.c_float))  # llama.cpp copies them
+            status = status or lib.llama_set_adapter_cvec(self._context, numbers, vector.size, width, 1, layers)
         if status != 0:
             raise InputError(adapter or "base", f"llama.cpp cannot switch to it ({_reason()})", "export it again")
         # Also overwrite the memory itself: nothing of the user before stays behind.
@@ -262,6 +272,16 @@ class LlamaSession:
             raise InputError(
                 self.file, f"llama.cpp cannot make a context of {settings.n_ctx} tokens ({_reason()})", "use less"
             )
+
+    def _read_vector(self, path: Path) -> npt.NDArray[np.float32] | None:
+        """(L - 1, D) of a control vector, None where the file is something else."""
+        file = find_control_vector(path)
+        if file is None:
+            return None
+        layers = int(self._lib.llama_model_n_layer(self._model))
+        found = read_control_vector(file, layers=layers, width=int(self._lib.llama_model_n_embd(self._model)))
+        check_base(path, found.base_digest, str(self._base_digest or ""), self.file)
+        return found.rows(layers)
 
     def _read_adapter(self, path: Path) -> Any:
         self._check_adapter(path)

@@ -1,4 +1,4 @@
-"""The oracle: the model in torch, in 32-bit floats, with PEFT LoRA directories as users.
+"""The oracle: the model in torch, in 32-bit floats, with PEFT LoRA directories and control vectors as users.
 
 An adapter counts only if every one of its tensors found its place: PEFT skips keys that match nothing, and an adapter
 that is half attached is a reference for nothing.
@@ -20,6 +20,8 @@ from edgealign.artifact import MANIFEST, Artifact, open_model
 from edgealign.errors import InputError, ToolMissing, UsageError
 from edgealign.models.load import load_model
 from edgealign.personalize.adapter import check_adapter_base
+from edgealign.runtimes.adapter_cache import check_base
+from edgealign.runtimes.control_vector import find_control_vector, read_control_vector, steer
 from edgealign.runtimes.snapshots import UserMark, pack, unpack
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class TorchSession:
         self._adapters: OrderedDict[tuple[str, int, int], str] = OrderedDict()
         self._loaded = 0
         self._cache: Any = None
+        self._hooks: list[Any] = []
         self._user = UserMark()
         self.dtype = dtype
         self.vocab = int(self._model.config.get_text_config().vocab_size)
@@ -67,10 +70,16 @@ class TorchSession:
 
     def set_user(self, adapter: Path | None) -> None:
         self.reset()
-        if adapter is None:
+        while self._hooks:
+            self._hooks.pop().remove()
+        vector = None if adapter is None else find_control_vector(Path(adapter))
+        if adapter is None or vector is not None:
             self._user.set(None)
             if self._peft is not None:
                 self._peft.base_model.disable_adapter_layers()
+            if vector is not None:
+                self._steer(vector)
+                self._user.set(vector)
             return
         name = self._attach(Path(adapter))
         self._peft.base_model.enable_adapter_layers()
@@ -143,6 +152,13 @@ class TorchSession:
 
     def _numpy(self, values: Any) -> Logits:
         return np.array(values.to(self._torch.float32).numpy(), dtype=np.float32)
+
+    def _steer(self, path: Path) -> None:
+        config = self._model.config.get_text_config()
+        vector = read_control_vector(path, layers=int(config.num_hidden_layers), width=int(config.hidden_size))
+        self._artifact = self._artifact or open_model(self.path)
+        check_base(path, vector.base_digest, self._artifact.digest, self.path)
+        self._hooks = steer(self._model, vector.directions)
 
     def _attach(self, path: Path) -> str:
         try:

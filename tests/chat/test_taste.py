@@ -150,4 +150,4 @@ def test_the_loop_in_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         users.forget("ana")
     found = subprocess.run(["grep", "-r", "purplefox", place], capture_output=True, check=False)
     assert found.returncode == 1
-    assert not list(place.rglob("history"))
+    assert not list(place.rglob("typed"))

@@ -22,6 +22,7 @@ from edgealign.personalize import fspo
 from edgealign.personalize.fspo import enter, open_shots
 from edgealign.personalize.fspo_recipes import FspoRecipe
 from edgealign.personalize.shots import digest_ids, with_shots
+from edgealign.personalize.users import Users
 from edgealign.runtimes.generate import generate
 from edgealign.runtimes.process import ProcessSession
 from edgealign.runtimes.scripted import ScriptedSession
@@ -246,11 +247,31 @@ def test_a_child_process_feeds_the_prefix_where_its_runtime_keeps_no_state_and_k
         assert np.array_equal(child.step(4), ScriptedSession().prefill((1, 2, 3, 4)))
     assert "ScriptedSession cannot keep a state: 3 tokens are fed again every time" in capsys.readouterr().err
     found = []
-    for wanted in ("stored", "restored"):
-        with ProcessSession(tiny_model, threads=1) as child:
-            assert enter(child, tuple(range(5, 40)), states=tmp_path / "states") == wanted
-            found.append(child.step(4))
+    for wanted, opened in (("stored", ProcessSession), ("restored", TorchSession)):
+        with closing(opened(tiny_model, threads=1)) as session:
+            assert enter(session, tuple(range(5, 40)), states=tmp_path / "states") == wanted
+            found.append(session.step(4))
     assert np.array_equal(*found)
+
+
+def test_a_forgotten_users_shots_and_what_a_model_remembers_of_them_are_gone_from_the_disk(
+    publish: Callable[..., Any], tiny_model: Path, follows: bool, tmp_path: Path
+) -> None:
+    tok: Any = load_tokenizer(tiny_model)
+    made = publish(likes(follows, 12, "ana", random.Random(1)))
+    with Users(tmp_path / "registry") as users, closing(TorchSession(tiny_model, threads=1)) as session:
+        users.add_version("ana", made.path)
+        adapter = users.user("ana").adapter
+        assert adapter is not None
+        shots = open_shots(adapter, tiny_model)
+        assert [ask(session, shots, tok, users.private("ana"))[0] for _ in range(2)] == ["stored", "restored"]
+        (state,) = (file.read_bytes() for file in users.folder.rglob("*.state"))
+        parts = [state[at : at + 64] for at in range(0, len(state), 64)]
+        known = {part for part in parts if part.strip(b"\0")} | {shots.shots[0].chosen.encode()}
+        assert len(known) > 100
+        users.forget("ana")
+        left = b"".join(file.read_bytes() for file in users.folder.rglob("*") if file.is_file())
+        assert not [part for part in known if part in left]
 
 
 @pytest.mark.runtime

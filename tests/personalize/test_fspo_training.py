@@ -1,4 +1,8 @@
-"""FSPO's training, small: new people's shots come to help whatever their taste is, and wrong ones do not."""
+"""FSPO's training, small: new people's shots come to help whatever their taste is, and another's do not.
+
+Answers end in one of three marks, and a person likes one of them; no mark is better than another, so only the choices
+in the prompt can tell.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from edgealign.data.forms import Message, Pair, to_json
-from edgealign.errors import CheckFailed
 from edgealign.personalize import fspo, shot_data
 from edgealign.personalize.choices import split
 from edgealign.personalize.fspo_recipes import FspoRecipe, ShotsRecipe
@@ -19,15 +22,15 @@ from edgealign.train.recipes import PreferenceRecipe
 
 pytestmark = pytest.mark.slow
 WORDS = ("red", "blue", "green", "tea", "milk", "bread", "rain", "snow", "sun", "wind", "moon", "sea")
+MARKS = "!.?"
 
 
-def likes(short: bool, count: int, user: str, rng: random.Random) -> list[Pair]:
-    """Choices of somebody who takes the short answer, or the long one."""
+def likes(own: str, others: str, count: int, user: str, rng: random.Random) -> list[Pair]:
+    """Choices of somebody who likes one mark better than the others."""
     rows = []
     for _ in range(count):
-        number, words = rng.randrange(1000), rng.sample(WORDS, 3)
-        sides = (f"{words[0]}.", f"well, I would say {words[0]} and {words[1]}, then {words[2]}.")
-        rows.append(Pair((Message("user", f"what is number {number}?"),), *(sides if short else sides[::-1]), user))
+        word, asked = rng.choice(WORDS), (Message("user", f"number {rng.randrange(1000)}?"),)
+        rows.append(Pair(asked, word + own, word + rng.choice(others), user))
     return rows
 
 
@@ -38,31 +41,40 @@ def write(rows: Sequence[Pair], file: Path) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model after preference training on people who like short answers and people who like long ones."""
+    """The tiny model after preference training on the shots of 24 people, eight for each mark."""
     folder = tmp_path_factory.mktemp("fspo")
     rng = random.Random(0)
-    rows = [row for i in range(40) for row in likes(i % 2 == 0, 8, f"u{i}", rng)]
-    recipe = ShotsRecipe(shots=(1, 2, 3), reshuffles=4, max_tokens=400)
+    people = [(MARKS[i % 3], MARKS.replace(MARKS[i % 3], ""), f"u{i}") for i in range(24)]
+    rows = [row for own, others, name in people for row in likes(own, others, 12, name, rng)]
+    recipe = ShotsRecipe(shots=(3,), reshuffles=6, max_tokens=400)
     made = shot_data.run(recipe, model=tiny_model, data=[write(rows, folder / "pairs.jsonl")], out=folder / "shots")
     learn = PreferenceRecipe(
-        objective="ln_dpo", beta=2.0, learning_rate=3e-3, epochs=2, batch_size=16, max_tokens=400, threads=1,
+        objective="dpo", beta=0.5, learning_rate=1e-2, optimizer="muon", schedule="linear", warmup_share=0.05,
+        epochs=2, max_tokens=400, threads=1,
     )  # fmt: skip
     files = {name: [str(made.path / f"{name}.jsonl")] for name in ("train", "valid")}
     preference.run(learn, model=tiny_model, data=files["train"], valid=files["valid"], out=folder / "model")
     return folder / "model"
 
 
-@pytest.mark.parametrize("short", [True, False])
-def test_shots_help_people_of_either_taste_after_training_and_wrong_ones_do_not(
-    trained: Path, tmp_path: Path, short: bool
+@pytest.mark.parametrize("own", MARKS)
+def test_new_people_are_ranked_by_their_shots_after_training_and_by_anothers_wrongly(
+    trained: Path, tmp_path: Path, own: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = likes(short, 12, "ana", random.Random(1))
+    """With their own shots all of the held-out choices are ranked right, with another's all of them wrong."""
+    monkeypatch.setattr(fspo, "gate", lambda *_: [])  # what is measured, not what is published
+    another, third = MARKS.replace(own, "")
+    rows = likes(own, another, 12, "ana", random.Random(1))
     recipe = FspoRecipe(threads=1, shots=3)
-    own = fspo.run(recipe, model=trained, choices=write(rows, tmp_path / "own.jsonl"), user="ana", out=tmp_path / "own")
-    assert own.meta["held_out_after"]["margin"] > own.meta["held_out_before"]["margin"]
-    fitted, held_out = split(rows, share=recipe.held_out)
-    wrong = {row.prompt: Pair(row.prompt, row.rejected, row.chosen, "ana") for row in fitted}
-    mixed = write([wrong.get(row.prompt, row) for row in rows], tmp_path / "wrong.jsonl")
-    with pytest.raises(CheckFailed, match="not published"):
-        fspo.run(recipe, model=trained, choices=mixed, user="ana", out=tmp_path / "wrong")
-    assert len(held_out) == 3
+    shown = {row.prompt: row.chosen[:-1] for row in split(rows, share=recipe.held_out)[0]}
+    wrong = [
+        Pair(row.prompt, shown[row.prompt] + another, shown[row.prompt] + third, "ana") if row.prompt in shown else row
+        for row in rows
+    ]
+    found = []
+    for name, choices in (("own", rows), ("wrong", wrong)):
+        file = write(choices, tmp_path / f"{name}.jsonl")
+        made = fspo.run(recipe, model=trained, choices=file, user="ana", out=tmp_path / name)
+        found.append(made.meta["held_out_after"])
+    assert [each["accuracy"] for each in found] == [1.0, 0.0], found
+    assert found[0]["margin"] > found[1]["margin"] + 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -87,17 +88,33 @@ def test_nothing_of_a_forgotten_user_is_left_in_any_file(users: Users, tmp_path:
     for _ in range(50):
         users.add_choice("ana-" + SECRET, choice(SECRET))
     users.add_version("ana-" + SECRET, adapter(tmp_path, 1, words=SECRET))
-    held = os.open(next((users.folder / "adapters").rglob("preference.safetensors")), os.O_RDONLY)
+    (users.private("ana-" + SECRET) / "prefix.state").write_text(SECRET * 20)
+    held = [os.open(next(users.folder.rglob(name)), os.O_RDONLY) for name in ("preference.safetensors", "*.state")]
     assert any(SECRET.encode() in file.read_bytes() for file in users.folder.rglob("*") if file.is_file())
     users.forget("ana-" + SECRET)
     for file in users.folder.rglob("*"):
         assert SECRET.encode() not in (file.read_bytes() if file.is_file() else b""), file
-    assert os.read(held, 10_000).strip(b"\0") == b""  # the removed file's own blocks
-    os.close(held)
+    for opened in held:
+        assert os.read(opened, 10_000).strip(b"\0") == b""  # the removed file's own blocks
+        os.close(opened)
     assert users.names() == ["ben"]
     assert len(users.choices("ben")) == 1
     with pytest.raises(UsageError, match="nobody here"):
         users.user("ana-" + SECRET)
+
+
+def test_scratch_is_private_and_gone_afterwards_whatever_happens(users: Users) -> None:
+    users.add_choice("ana", choice("tea"))
+    with contextlib.suppress(KeyError), users.scratch("ana") as folder:
+        (folder / "choices.jsonl").write_text(SECRET)
+        opened = os.open(folder / "choices.jsonl", os.O_RDONLY)
+        assert users.private("ana") in folder.parents
+        raise KeyError
+    assert os.read(opened, 100).strip(b"\0") == b""
+    os.close(opened)
+    assert not list(users.private("ana").iterdir())
+    with pytest.raises(UsageError, match="nobody here"):
+        users.private("ben")
 
 
 def test_a_name_that_is_close_is_suggested(users: Users) -> None:
