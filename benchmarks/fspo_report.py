@@ -46,7 +46,7 @@ def summarise(
     for arm in ("fspo", "fspo_ln"):
         for other in ("plain", "few", "base"):
             if arm in labels and other in labels:
-                for k in (0, control_k, most):
+                for k in dict.fromkeys((0, control_k, most)):
                     what = f"{labels[arm]} against {labels[other]}, {k} shots"
                     asked.append((what, (arm, f"{k} own"), (other, f"{k} own")))
     if {"fspo", "fspo_said"} <= set(labels):

@@ -5,6 +5,7 @@
 Populations, features and noise as in edgealign/personalize/planted.py: the shared parts are learned from seen users,
 then new users choose a few times, and are asked about pairs that nobody has seen. Accuracy is a mean over users, its
 band a 95 % bootstrap over users; controls are another user's choices and labels by coin. Fits are timed on one thread.
+With --work a head's row is kept there and not measured again, so that populations can be measured apart.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from heads_report import draw, render
 
-from edgealign.artifact import write_atomic
+from edgealign.artifact import hash_json, write_atomic
 from edgealign.bench.machine import busy, machine_card
 from edgealign.errors import writing
 from edgealign.personalize.heads import HEADS, Head
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--choices", type=int, default=45, help="of each of them")
     parser.add_argument("--unseen", type=int, default=100, help="new users a seed")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="rows are kept here")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -45,7 +47,7 @@ def main() -> int:
     rows = []
     for kind in args.populations:
         for name in args.heads:
-            rows.append(measure(name, kind, args))
+            rows.append(remembered(name, kind, args))
             say(f"{kind} {name}: " + " ".join(f"{mean:.3f}" for mean in rows[-1]["accuracy"].values()))
     settings = {name: getattr(args, name) for name in ("seen", "choices", "unseen", "seeds")}
     result = {"machine": card, "quiet": not busy(card), "settings": settings, "control_k": CONTROL_K, "rows": rows}
@@ -58,6 +60,22 @@ def main() -> int:
             draw(result, args.out / "heads.png")
     print(text)
     return 0
+
+
+def remembered(name: str, kind: str, args: argparse.Namespace) -> dict[str, Any]:
+    """`measure`, or what is kept of it for the same settings. JSON's keys are text, so every row goes through it."""
+    settings = [name, kind, args.seen, args.choices, args.unseen, args.seeds]
+    file = args.work and args.work / f"{kind}-{name}-{hash_json(settings)[:12]}.json"
+    if file and file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    text = json.dumps(measure(name, kind, args))
+    if file:
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, text)
+    row: dict[str, Any] = json.loads(text)
+    return row
 
 
 def measure(name: str, kind: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -92,8 +92,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         for rows in track(people[: args.seen], total=args.seen, label="people who were here before"):
             _, layers = learn(model.path, tok, recipe, rows[: args.choices_before])
             users.append({name: layer.user for name, layer in layers.items()})
-        common, kept = average(users, recipe.rank)
-        say(f"{recipe.rank} directions a layer hold {kept:.0%} of {len(users)} people's additions")
+        common, kept, trust = average(users, recipe.rank)
+        say(f"{recipe.rank} directions a layer hold {kept:.0%} of {len(users)} people's additions, t is {trust:.2f}")
         cells: dict[str, dict[str, list[float]]] = {}
         for rows in track(people[args.seen : args.seen + args.new], total=args.new, label="new people"):
             held_out = encode_trees(tok, rows[-args.asked :], recipe)
@@ -109,7 +109,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
                     cell["accuracy"].append(found.accuracy)
                     cell["margin"].append(found.margin)
     return {
-        "cells": cells, "share_kept": kept, "k": list(args.k), "machine": machine_card(),
+        "cells": cells, "share_kept": kept, "mean_trusted": trust, "k": list(args.k), "machine": machine_card(),
         "facts": {
             "model": model.digest, "seen": args.seen, "choices_before": args.choices_before, "new": args.new,
             "asked": args.asked, "learning_rate": args.learning_rate, "threads": threads,
@@ -124,7 +124,8 @@ def render(result: Mapping[str, Any]) -> str:
     lines = [
         f"{facts['seen']} people of {facts['choices_before']} choices before, {facts['new']} new ones who rank "
         f"{facts['asked']} choices each; rate {facts['learning_rate']:g}. Mean over people with the 95 % bootstrap "
-        f"interval. The start's directions hold {result['share_kept']:.0%} of the earlier people's additions.",
+        f"interval. The start's directions hold {result['share_kept']:.0%} of the earlier people's additions; "
+        f"{result['mean_trusted']:.0%} of their mean is kept.",
     ]
     for measure, words in (("accuracy", "ranked right"), ("margin", "margin, nats per token")):
         head = " | ".join(("choices", *WAYS, "mean against zero", "along against zero"))

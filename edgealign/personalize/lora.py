@@ -4,7 +4,7 @@
 
 Few choices move a user a little: what was learned is scaled by n / (n + n0), the posterior mean of a normal with a
 prior worth n0 observations at the population: base, or base plus a population LoRA. `edgealign start` makes one of
-other users' adapters, and the new user's learns in the directions in which those differ.
+other users' adapters, and the new user's learns in the directions in which those differ; it must also beat the base.
 
 It is published only if the user's held-out choices are ranked at least as well as by the population: a higher ranking
 accuracy, or the same with a mean margin that did not fall. Otherwise nothing is written and the exit status is 1.
@@ -53,7 +53,7 @@ def run(
         CheckFailed: the held-out choices are not ranked as well as by the population; nothing is published.
     """
     from edgealign.data.encode import template_hash
-    from edgealign.models.load import load_tokenizer
+    from edgealign.models.load import load_model, load_tokenizer
     from edgealign.personalize.adapter import check_adapter_base
     from edgealign.personalize.fit import fit
     from edgealign.personalize.lowrank import read_peft, scale_user, write_peft
@@ -83,6 +83,10 @@ def run(
         passes = Passes.of(network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=2048)
         held_out = encode_trees(tokenizer, own.held_out, recipe)
         before = rank_pairs(network, held_out, passes, label="ranking the held-out choices")
+        if start is not None:  # other users' may be worse for this one than nobody's
+            nobodys = load_model(base.path, dtype=precision.weights)
+            plain = rank_pairs(nobodys, held_out, passes, label="ranking them without the start")
+            before = max(before, plain, key=lambda each: (each.accuracy, each.margin))
         trees = encode_trees(tokenizer, own.fitted, recipe, speaker=network)
         parameters = [p for layer in layers.values() for p in (layer.a, layer.b)]
         steps = fit(network, parameters, trees, recipe, objective=objective, beta=beta)

@@ -6,7 +6,10 @@
 Of every layer's additions D_u = B_u A_u of n users:
 
     A = their r strongest input directions together: right singular vectors of all D_u, one below the other
-    B = mean_u(D_u) A^T, their mean in these directions
+    B = t mean_u(D_u) A^T,     t = max(0, 1 - s / (n |mean|^2)),     s = the variance of a user's additions
+
+t is how far the mean can be told from chance (James and Stein's shrinking, over all layers together): near 1 for users
+who are alike, near 0 for users who are not, whose mean would lead the next one astray (benchmarks/lora_start.py).
 
 It is published as a plain LoRA. A new user keeps B A, and adds to it in the same directions: the mean says where users
 are, the directions say where they differ, so few choices need not find either. The reference, the shrinking and the
@@ -50,7 +53,7 @@ def run(recipe: StartRecipe, *, model: str | Path, adapters: Sequence[str | Path
     if len({each.digest for each in opened}) < len(opened):
         raise UsageError("an adapter", "is given twice", "name each user once")
     users = [read_peft(each.path) for each in opened]
-    parts, kept = average(users, recipe.rank)
+    parts, kept, trust = average(users, recipe.rank)
     with publish(
         out, kind="adapter", format="peft", stage="start", recipe=recipe, licences=base.manifest.licences,
         inputs=[base.as_input("base"), *(each.as_input(f"user {i}") for i, each in enumerate(opened, start=1))],
@@ -58,14 +61,17 @@ def run(recipe: StartRecipe, *, model: str | Path, adapters: Sequence[str | Path
         rank, count = write_factors(draft.dir, parts, alpha=recipe.rank, base_name=base.digest)
         draft.meta |= {
             "base_digest": base.digest, "method": "start", "users": len(users), "rank": rank, "parameters": count,
-            "share_kept": round(kept, 4),
+            "share_kept": round(kept, 4), "mean_trusted": round(trust, 4),
         }
-    say(f"{len(users)} users' additions to {len(parts)} layers; {rank} directions a layer hold {kept:.0%} of them")
+    say(
+        f"{len(users)} users' additions to {len(parts)} layers; {rank} directions a layer hold {kept:.0%} of them, and "
+        f"{trust:.0%} of their mean is more than chance"
+    )
     return open_artifact(out)
 
 
-def average(users: Sequence[Mapping[str, Factors]], rank: int) -> tuple[dict[str, Factors], float]:
-    """The start's factors by layer, and the share of the users' squared additions that lies in its directions.
+def average(users: Sequence[Mapping[str, Factors]], rank: int) -> tuple[dict[str, Factors], float, float]:
+    """The start's factors by layer, the share of the users' squared additions that lies in its directions, and t.
 
     A user who does not adapt a layer adds nothing to it.
 
@@ -73,18 +79,23 @@ def average(users: Sequence[Mapping[str, Factors]], rank: int) -> tuple[dict[str
         InputError: a layer whose additions have other shapes in two users; fewer directions than `rank`.
     """
     found: dict[str, Factors] = {}
-    kept = total = 0.0
+    sizes = torch.zeros(3, dtype=torch.float64)  # of all additions, of what lies in the directions, of the means
+    n = len(users)
     for name in sorted({name for user in users for name in user}):
         own = [user[name] for user in users if name in user]
         shapes = {(part.a.shape[1], part.b.shape[0]) for part in own}
         if len(shapes) > 1:
             raise InputError(name, f"has several shapes in these users ({sorted(shapes)})", "fit them on one model")
-        found[name], inside, whole = _average(own, len(users), rank, name)
-        kept, total = kept + inside, total + whole
-    return found, kept / total if total else 1.0
+        found[name], added = _average(own, n, rank, name)
+        sizes += added
+    whole, inside, mean = sizes.tolist()
+    variance = (whole / n - mean) * n / (n - 1)
+    trust = max(0.0, 1.0 - variance / (n * mean)) if mean > 0 else 0.0
+    trusted = {name: Factors(part.a, trust * part.b) for name, part in found.items()}
+    return trusted, inside / whole if whole else 1.0, trust
 
 
-def _average(own: Sequence[Factors], n: int, rank: int, name: str) -> tuple[Factors, float, float]:
+def _average(own: Sequence[Factors], n: int, rank: int, name: str) -> tuple[Factors, Tensor]:
     basis, _ = torch.linalg.qr(torch.cat([part.a.double() for part in own]).t())  # (D_in, M)
     if basis.shape[1] < rank:
         reason = f"has {basis.shape[1]} input directions in all these users together"
@@ -92,6 +103,7 @@ def _average(own: Sequence[Factors], n: int, rank: int, name: str) -> tuple[Fact
     small: list[Tensor] = [part.b.double() @ (part.a.double() @ basis) for part in own]  # each (D_out, M)
     sizes, vectors = torch.linalg.eigh(sum(delta.t() @ delta for delta in small))  # rising: (M,), (M, M)
     strongest = vectors[:, -rank:].flip(1)  # (M, r)
-    mean = torch.stack(small).sum(0) / n @ strongest  # (D_out, r)
-    a, b = (basis @ strongest).t() * NORM, mean / NORM
-    return Factors(a.float().contiguous(), b.float().contiguous()), float(sizes[-rank:].sum()), float(sizes.sum())
+    mean = torch.stack(small).sum(0) / n  # (D_out, M)
+    a, b = (basis @ strongest).t() * NORM, mean @ strongest / NORM
+    added = torch.stack([sizes.sum(), sizes[-rank:].sum(), (mean**2).sum()])
+    return Factors(a.float().contiguous(), b.float().contiguous()), added
