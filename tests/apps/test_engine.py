@@ -7,15 +7,17 @@ import http.client
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from assistant.pieces import Answer, Job
 
 from edgealign.personalize.tilt import Tilt, kl_nats, whole
 from edgealign.runtimes.process import ProcessSession
+from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.scripted import ScriptedSession
 
 from .conftest import PATIENCE_S, TOKEN, EngineMaker, Gate, Served, serving, until
@@ -167,14 +169,24 @@ def test_an_adapter_that_does_not_fit_is_refused_at_the_start(scripted: EngineMa
 
 
 def test_what_borrows_the_session_gets_the_base_model_and_changes_no_answer(
-    scripted: EngineMaker, gate: Gate, tmp_path: Path
+    scripted: EngineMaker, gate: Gate
 ) -> None:
-    with serving(scripted(gate, users=("ana",), queue=0), tmp_path) as served:
-        ask = {**ASK, "model": "script@ana", "max_tokens": 3, "temperature": 0}
-        before = served.http.post("/v1/completions", json=ask).json()["choices"]
-        seen = asyncio.run(served.engine.lend(lambda session: (gate.user, len(gate.tokens), session is gate)))
-        assert seen == ("", 0, True)
-        assert served.http.post("/v1/completions", json=ask).json()["choices"] == before
+    engine = scripted(gate, users=("ana",), queue=0)
+    sampling = Sampling(temperature=0, max_tokens=3)
+    job = Job(prompt=engine.encode_text("A fox"), sampling=sampling, user="ana", chat=False)
+
+    async def run() -> tuple[Any, ...]:
+        async def said() -> list[str]:
+            return [event.text async for event in engine.answer(job) if isinstance(event, Answer)]
+
+        before = await said()
+        seen = await engine.lend(lambda session: (gate.user, len(gate.tokens), session is gate))
+        return before, seen, await said()
+
+    with closing(engine):
+        before, seen, after = asyncio.run(run())
+    assert seen == ("", 0, True)
+    assert before == after != [""]
 
 
 def test_a_tilt_makes_no_end_likelier_and_leaves_everything_else_as_it_is() -> None:
