@@ -1,0 +1,204 @@
+"""Does the assistant become its user's? Simulated people choose on its page, and are asked what they get for it.
+
+    edgealign run starter-basis --out runs/starter-basis
+    python benchmarks/assistant_run.py runs/starter-basis --out docs/results/assistant
+
+The program of `edgealign app` runs over that preset's GGUF of the starter, and the page in the system's Chromium. Each
+person has a hidden taste: a signed direction in whitened attributes of texts (edgealign/personalize/text_users.py), of
+the population that the basis was learned from, but new people. They ask for two answers and press at once the one that
+is worth more to them, 16 times; these questions are neither in the basis nor in the test. After 4, 8 and 16 choices the
+server answers the test's questions as `base@person` and as the base, with the same seeds. `--parts latency` measures
+times alone and keeps the rest of an earlier result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from assistant_people import NAMES, Person, Served, browsing, choose, draw_people, open_page, read_questions, serving
+from assistant_report import draw, render
+
+from edgealign.artifact import publish, write_atomic
+from edgealign.bench.machine import busy, machine_card
+from edgealign.bench.timing import timed
+from edgealign.data.encode import encode_prompt
+from edgealign.data.forms import Message
+from edgealign.errors import writing
+from edgealign.models.builtin import built_in
+from edgealign.models.load import load_model, load_tokenizer, read_config
+from edgealign.progress import say
+from edgealign.runtimes.generate import generate
+from edgealign.runtimes.gguf_adapter import write_lora_gguf
+from edgealign.runtimes.recipes import Sampling
+from edgealign.runtimes.session import open_session
+
+AFTER, CHOICES = (4, 8, 16), 16
+WARM_UP, SWAPS = 8, 400
+
+
+def live(
+    browser: Any, served: Served, person: Person, asked: Sequence[str], tested: Sequence[str]
+) -> tuple[dict[str, Any], dict[int, list[str]]]:
+    """One person's choices, and the test's answers after some of them."""
+    questions, ties = iter(asked), 0
+    made: list[dict[str, Any]] = []
+    texts: dict[int, list[str]] = {}
+    with closing(open_page(browser, served, person.name)) as page:
+        while len(made) < CHOICES:
+            found = choose(page, served, person, next(questions))
+            made += [found] if found else []
+            ties += found is None
+            if found and len(made) in AFTER:
+                texts[len(made)] = served.answers(f"{served.model}@{person.name}", tested, seed=1)
+    known = served.taste(person.name)
+    facts = {
+        "name": person.name, "likes": person.words(), "taste": person.taste.round(3).tolist(), "ties": ties,
+        "learned": known["words"], "versions": len(known["versions"]), "choices": made,
+    }  # fmt: skip
+    return facts, texts
+
+
+def train(served: Served, person: Person) -> dict[str, Any]:
+    """Let the app train a LoRA, and say what it did with it."""
+    begun = time.perf_counter()
+    served.http.post("/api/taste/training", params={"user": person.name}).raise_for_status()
+    while (state := served.taste(person.name)["training"])["state"] == "running":
+        time.sleep(0.5)
+    active = [each["method"] for each in served.taste(person.name)["versions"] if each["active"]]
+    seconds = time.perf_counter() - begun
+    return {"state": state["state"], "message": state["message"], "seconds": seconds, "used": active == ["lora"]}
+
+
+def measure_choices(args: argparse.Namespace, bundle: Path, home: Path) -> dict[str, Any]:
+    """Everybody's choices and what they get, the control, and the LoRAs."""
+    people, (asked, tested) = draw_people(args.run, args.people, args.seed), read_questions(args.run)
+    tested, rng = tested[: args.prompts], np.random.default_rng(args.seed)
+    facts, texts, loras = [], [], []
+    with serving(bundle, home, {}) as served, browsing() as browser:
+        base = served.answers(served.model, tested, seed=1)
+        for person in people:
+            found, said = live(browser, served, person, rng.permutation(asked).tolist(), tested)
+            facts.append({**found, "worth": {0: _worth(person, base)}})
+            facts[-1]["worth"].update({k: _worth(person, answers) for k, answers in said.items()})
+            texts.append(said)
+            gain = np.mean(facts[-1]["worth"][CHOICES]) - np.mean(facts[-1]["worth"][0])
+            say(f"{person.name} ({found['likes']}): learned {found['learned']}, gain {gain:+.2f} sd")
+        for person in people[: args.loras]:
+            tries = {"numbers": train(served, person)}
+            if not tries["numbers"]["used"]:  # what would it have said? Everybody's model is an easier bar
+                served.http.post("/api/taste/active", params={"user": person.name}, json={"version": 0})
+                tries["everybody's"] = train(served, person)
+            lora: dict[str, Any] = {"name": person.name, "tries": tries}
+            if any(each["used"] for each in tries.values()):
+                lora["worth"] = _worth(person, served.answers(f"{served.model}@{person.name}", tested, seed=1))
+            loras.append(lora)
+            say(f"{person.name}, LoRA: {[each['message'] for each in tries.values()]}")
+    for place, person in enumerate(people):
+        facts[place]["another's"] = _worth(person, texts[(place + 1) % len(people)][CHOICES])
+        facts[place]["empty"] = sum(not text.strip() for text in texts[place][CHOICES])
+    shown = {person.name: texts[place][CHOICES][:3] for place, person in enumerate(people)}
+    examples = {"prompts": tested[:3], "base": base[:3], **shown}
+    return {"people": facts, "loras": loras, "examples": examples, "prompts": len(tested), "seed": args.seed}
+
+
+def measure_latency(args: argparse.Namespace, bundle: Path, home: Path) -> dict[str, Any]:
+    """Milliseconds: choices of a further person, first tokens beside a bare session's, users that alternate."""
+    person, (asked, tested) = draw_people(args.run, 1, args.seed + 1)[0], read_questions(args.run)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        adapters = {f"user{seed}": make_lora(Path(folder), seed) for seed in (1, 2)}
+        served = stack.enter_context(serving(bundle, home, adapters))
+        with browsing() as browser:
+            made, _ = live(browser, served, person, asked, [])
+        session = stack.enter_context(closing(open_session(bundle)))
+        tokenizer, pairs, swaps = load_tokenizer(bundle), [], []
+        sampling = Sampling(temperature=0, repetition_penalty=1.15, max_tokens=1)
+        for place, prompt in enumerate([*tested[:WARM_UP], *tested * args.rounds]):
+            tokens = encode_prompt(tokenizer, [Message("user", prompt)], typed=True)
+
+            def bare(tokens: Sequence[int] = tokens) -> None:
+                session.reset()
+                generate(session, tokens, sampling=sampling)
+
+            own = timed(bare)[1] if place % 2 else 0
+            through = served.first_event_ns(served.model, prompt, 8)
+            pairs.append((through, own or timed(bare)[1]))
+        for number in range(SWAPS + 4):  # 1 1 2 2: every other request changes the user
+            swaps.append(served.first_event_ns(f"{served.model}@user{1 + number // 2 % 2}", tested[0], 1))
+    through, own = (np.array(pairs[WARM_UP:]) / 1e6).T
+    return {
+        "machine": machine_card(), "choice_ms": [1000 * each["seconds"] for each in made["choices"]],
+        "through_ms": through.round(3).tolist(), "bare_ms": own.round(3).tolist(),
+        "changing_ms": (np.array(swaps[4::2]) / 1e6).round(3).tolist(),
+        "staying_ms": (np.array(swaps[5::2]) / 1e6).round(3).tolist(),
+    }  # fmt: skip
+
+
+def make_lora(folder: Path, seed: int) -> Path:
+    """A LoRA of random weights for the starter, as GGUF."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from edgealign.artifact import open_artifact
+    from edgealign.models.lint import default_targets
+
+    source = built_in("starter")
+    assert source is not None
+    base, model = open_artifact(source), load_model(source)
+    torch.manual_seed(seed)
+    targets = list(default_targets(model.config.model_type))
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=targets, init_lora_weights=False))
+    with publish(
+        folder / str(seed), kind="adapter", format="peft", stage="random", recipe={"seed": seed},
+        inputs=[base.as_input("base")],
+    ) as draft:  # fmt: skip
+        adapted.save_pretrained(draft.dir)
+        draft.meta["base_digest"] = base.digest
+    write_lora_gguf(folder / str(seed), folder / f"{seed}.gguf", base_config=read_config(source))
+    return folder / f"{seed}.gguf"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="what `edgealign run starter-basis` made")
+    parser.add_argument("--parts", nargs="+", default=["choices", "latency"], choices=["choices", "latency"])
+    parser.add_argument("--people", type=int, default=6, choices=range(1, len(NAMES) + 1))
+    parser.add_argument("--loras", type=int, default=2, help="of how many of them a LoRA is trained")
+    parser.add_argument("--prompts", type=int, default=48, help="questions of the test, 48 at most")
+    parser.add_argument("--rounds", type=int, default=5, help="over the test's questions, for the first token")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    file = args.out / "result.json"
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for part in args.parts:
+        card = machine_card()
+        measure = {"choices": measure_choices, "latency": measure_latency}[part]
+        with tempfile.TemporaryDirectory() as home:
+            found = measure(args, args.run / "gguf", Path(home))
+        # JSON's keys are text, so everything goes through it.
+        result[part] = json.loads(json.dumps({**found, "machine": card, "quiet": not busy(card)}))
+        with writing(args.out):
+            args.out.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, json.dumps(result, indent=1) + "\n")
+    with writing(args.out):
+        write_atomic(args.out / "table.md", render(result) + "\n")
+        if "choices" in result:
+            draw(result, args.out / "assistant.png")
+    print(render(result))
+    return 0
+
+
+def _worth(person: Person, texts: Sequence[str]) -> list[float]:
+    return [round(float(value), 4) for value in person.worth(texts)]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
