@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NAMES = ("ana", "ben", "cleo", "dora", "emil", "finn", "gus", "hana")
 NEW_PEOPLE = 1  # the basis learned from those of part 0
-MAX_TOKENS, PATIENCE_S, TELLING = 96, 600.0, 0.3
+MAX_TOKENS, PATIENCE_S, TELLING = 96, 3600.0, 0.3
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
@@ -88,13 +88,13 @@ class Served:
     http: httpx.Client
     model: str
 
-    def answers(self, model: str, prompts: Sequence[str], seed: int) -> list[str]:
+    def answers(self, model: str, prompts: Sequence[str]) -> list[str]:
         """Of a model that is not there (nothing was published yet) the base's."""
         known = [each["id"] for each in self.http.get("/v1/models").raise_for_status().json()["data"]]
         found = []
         for number, prompt in enumerate(prompts):
             form = {
-                "model": model if model in known else self.model, "seed": seed * 1000 + number + 1,
+                "model": model if model in known else self.model, "seed": number + 1,
                 "messages": [{"role": "user", "content": prompt}], "max_tokens": MAX_TOKENS,
             }  # fmt: skip
             made = self.http.post("/v1/chat/completions", json=form).raise_for_status().json()
@@ -127,10 +127,11 @@ class Served:
 
 
 @contextmanager
-def serving(bundle: Path, home: Path, adapters: dict[str, Path]) -> Iterator[Served]:
+def serving(bundle: Path, home: Path, adapters: dict[str, Path], threads: int) -> Iterator[Served]:
     """`edgealign app` in a process of its own, until the block ends."""
     command = [sys.executable, "-m", "edgealign", "app", "--bundle", str(bundle), "--home", str(home), "--port", "0"]
-    command += ["--no-browser", "--json", *(f"--adapter={name}={path}" for name, path in adapters.items())]
+    command += ["--no-browser", "--json", f"--threads={threads}"]
+    command += [f"--adapter={name}={path}" for name, path in adapters.items()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         try:
             assert running.stdout is not None

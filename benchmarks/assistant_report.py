@@ -44,13 +44,15 @@ def render(result: Mapping[str, Any]) -> str:
     lines = []
     if "choices" in result:
         lines += _choices(result["choices"])
+    if "loras" in result:
+        lines += ["", *_loras(result["loras"]["people"])]
     if "latency" in result:
         lines += ["", *_latency(result["latency"])]
     return "\n".join(lines)
 
 
 def _choices(found: Mapping[str, Any]) -> list[str]:
-    people, loras = found["people"], found["loras"]
+    people = found["people"]
     lines = [
         f"{len(people)} simulated people, {found['prompts']} unseen questions each, answers with the taste against "
         "answers without, same seeds; 95 % bootstrap over people and questions.", "",
@@ -60,10 +62,6 @@ def _choices(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {k} | {_percent(wins(gains))} | {_sd(gains)} |")
     control = np.array([_gain(each, "another's") for each in people])
     lines.append(f"| another's 16 | {_percent(wins(control))} | {_sd(control)} |")
-    for lora in (each for each in loras if "worth" in each):
-        own = next(each for each in people if each["name"] == lora["name"])
-        gains = (np.array(lora["worth"]) - np.array(own["worth"]["0"]))[None]
-        lines.append(f"| {lora['name']}, LoRA of 16 | {_percent(wins(gains))} | {_sd(gains)} |")
     counts = [k for k in people[0]["worth"] if k != "0"]
     lines += [
         "", f"| person | hidden taste | learned after 16 | versions | {' | '.join(f'wins at {k}' for k in counts)} | "
@@ -75,9 +73,20 @@ def _choices(found: Mapping[str, Any]) -> list[str]:
             f"| {each['name']} | {each['likes']} | {each['learned'] or 'nothing'} | {each['versions']} | "
             f"{' | '.join(shares)} | {_gain(each, counts[-1]).mean():+.2f} | {each['empty']} of {found['prompts']} |"
         )
-    for lora in loras:
-        for bar, made in lora["tries"].items():
-            lines += ["", f"LoRA of {lora['name']} against {bar}, {made['seconds']:.0f} s: {made['message']}"]
+    return lines
+
+
+def _loras(people: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| 16 choices of | hidden taste | numbers: win rate | sd | LoRA: win rate | sd |", "|---" * 6 + "|"]
+    for each in people:
+        cells = []
+        for way in ("numbers", "lora"):
+            gain = _lora_gain(each, way) if way in each["worth"] else None
+            cells += ["", ""] if gain is None else [f"{wins(gain).mean():.0%}", f"{gain.mean():+.2f}"]
+        lines.append(f"| {each['name']} | {each['likes']} | {' | '.join(cells)} |")
+    for each in people:
+        for bar, made in each["tries"].items():
+            lines += ["", f"LoRA of {each['name']} against {bar}, {made['seconds']:.0f} s: {made['message']}"]
     return lines
 
 
@@ -111,7 +120,7 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    people, loras = result["choices"]["people"], result["choices"]["loras"]
+    people, loras = result["choices"]["people"], result.get("loras", {"people": []})["people"]
     by_k = gains_by_choices(people)
     control = np.array([_gain(each, "another's") for each in people])
     figure = Figure(figsize=(10, 4.4), layout="constrained")
@@ -124,9 +133,8 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
             values = [of(gains[place]).mean() for gains in by_k.values()]
             named = f"{each['name']}: {each['likes']}"
             axis.plot(list(by_k), values, color=f"C{place}", linewidth=1, alpha=0.7, label=named)
-            for lora in (lora for lora in loras if lora["name"] == each["name"] and "worth" in lora):
-                gain = np.array(lora["worth"]) - np.array(each["worth"]["0"])
-                axis.plot([17.2], [of(gain).mean()], "D", color=f"C{place}", markersize=6)
+            for lora in (lora for lora in loras if lora["name"] == each["name"] and "lora" in lora["worth"]):
+                axis.plot([17.2], [of(_lora_gain(lora, "lora")).mean()], "D", color=f"C{place}", markersize=6)
         mean, low, high = np.array([interval(of(gains)) for gains in by_k.values()]).T
         axis.plot(list(by_k), mean, "s-", color="black", linewidth=2.2, markersize=5, label="mean, 95 %")
         axis.fill_between(list(by_k), low, high, color="black", alpha=0.1, linewidth=0)
@@ -141,11 +149,11 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
         axis.set_ylabel(label)
         axis.grid(alpha=0.25)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    if any("worth" in lora for lora in loras):
+    if any("lora" in lora["worth"] for lora in loras):
         from matplotlib.lines import Line2D
 
         handles.append(Line2D([], [], marker="D", color="grey", linestyle="none"))
-        labels.append("LoRA of the same 16")
+        labels.append("LoRA of 16 choices")
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(file, dpi=110, metadata={"Software": None})
 
@@ -153,6 +161,11 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
 def _gain(person: Mapping[str, Any], what: str) -> Floats:
     values = person["another's"] if what == "another's" else person["worth"][what]
     gain: Floats = np.array(values) - np.array(person["worth"]["0"])
+    return gain
+
+
+def _lora_gain(person: Mapping[str, Any], way: str) -> Floats:
+    gain: Floats = np.array(person["worth"][way]) - np.array(person["worth"]["base"])
     return gain
 
 

@@ -57,7 +57,7 @@ def live(
             made += [found] if found else []
             ties += found is None
             if found and len(made) in AFTER:
-                texts[len(made)] = served.answers(f"{served.model}@{person.name}", tested, seed=1)
+                texts[len(made)] = served.answers(f"{served.model}@{person.name}", tested)
     known = served.taste(person.name)
     facts = {
         "name": person.name, "likes": person.words(), "taste": person.taste.round(3).tolist(), "ties": ties,
@@ -78,12 +78,12 @@ def train(served: Served, person: Person) -> dict[str, Any]:
 
 
 def measure_choices(args: argparse.Namespace, bundle: Path, home: Path) -> dict[str, Any]:
-    """Everybody's choices and what they get, the control, and the LoRAs."""
+    """Everybody's choices and what they get, and the control."""
     people, (asked, tested) = draw_people(args.run, args.people, args.seed), read_questions(args.run)
     tested, rng = tested[: args.prompts], np.random.default_rng(args.seed)
-    facts, texts, loras = [], [], []
-    with serving(bundle, home, {}) as served, browsing() as browser:
-        base = served.answers(served.model, tested, seed=1)
+    facts, texts = [], []
+    with serving(bundle, home, {}, args.threads) as served, browsing() as browser:
+        base = served.answers(served.model, tested)
         for person in people:
             found, said = live(browser, served, person, rng.permutation(asked).tolist(), tested)
             facts.append({**found, "worth": {0: _worth(person, base)}})
@@ -91,22 +91,34 @@ def measure_choices(args: argparse.Namespace, bundle: Path, home: Path) -> dict[
             texts.append(said)
             gain = np.mean(facts[-1]["worth"][CHOICES]) - np.mean(facts[-1]["worth"][0])
             say(f"{person.name} ({found['likes']}): learned {found['learned']}, gain {gain:+.2f} sd")
-        for person in people[: args.loras]:
-            tries = {"numbers": train(served, person)}
-            if not tries["numbers"]["used"]:  # what would it have said? Everybody's model is an easier bar
-                served.http.post("/api/taste/active", params={"user": person.name}, json={"version": 0})
-                tries["everybody's"] = train(served, person)
-            lora: dict[str, Any] = {"name": person.name, "tries": tries}
-            if any(each["used"] for each in tries.values()):
-                lora["worth"] = _worth(person, served.answers(f"{served.model}@{person.name}", tested, seed=1))
-            loras.append(lora)
-            say(f"{person.name}, LoRA: {[each['message'] for each in tries.values()]}")
     for place, person in enumerate(people):
         facts[place]["another's"] = _worth(person, texts[(place + 1) % len(people)][CHOICES])
         facts[place]["empty"] = sum(not text.strip() for text in texts[place][CHOICES])
     shown = {person.name: texts[place][CHOICES][:3] for place, person in enumerate(people)}
     examples = {"prompts": tested[:3], "base": base[:3], **shown}
-    return {"people": facts, "loras": loras, "examples": examples, "prompts": len(tested), "seed": args.seed}
+    return {"people": facts, "examples": examples, "prompts": len(tested), "seed": args.seed}
+
+
+def measure_loras(args: argparse.Namespace, bundle: Path, home: Path) -> dict[str, Any]:
+    """The same people, other questions: 16 choices, the numbers' answers, and those of a LoRA of the same choices."""
+    people, (asked, tested) = draw_people(args.run, args.loras, args.seed), read_questions(args.run)
+    tested, rng, found = tested[: args.prompts], np.random.default_rng(args.seed + 1), []
+    with serving(bundle, home, {}, args.threads) as served, browsing() as browser:
+        base = served.answers(served.model, tested)
+        for person in people:
+            own = f"{served.model}@{person.name}"
+            facts, _ = live(browser, served, person, rng.permutation(asked).tolist(), [])
+            worth = {"base": _worth(person, base), "numbers": _worth(person, served.answers(own, tested))}
+            tries = {"the numbers": train(served, person)}
+            if not tries["the numbers"]["used"]:  # what would it have said? Everybody's model is an easier bar
+                served.http.post("/api/taste/active", params={"user": person.name}, json={"version": 0})
+                tries["everybody's model"] = train(served, person)
+            if any(each["used"] for each in tries.values()):
+                worth["lora"] = _worth(person, served.answers(own, tested))
+            found.append({"name": person.name, "likes": person.words(), "learned": facts["learned"], "tries": tries,
+                          "worth": worth})  # fmt: skip
+            say(f"{person.name}, LoRA: {[each['message'] for each in tries.values()]}")
+    return {"people": found, "prompts": len(tested)}
 
 
 def measure_latency(args: argparse.Namespace, bundle: Path, home: Path) -> dict[str, Any]:
@@ -114,10 +126,10 @@ def measure_latency(args: argparse.Namespace, bundle: Path, home: Path) -> dict[
     person, (asked, tested) = draw_people(args.run, 1, args.seed + 1)[0], read_questions(args.run)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         adapters = {f"user{seed}": make_lora(Path(folder), seed) for seed in (1, 2)}
-        served = stack.enter_context(serving(bundle, home, adapters))
+        served = stack.enter_context(serving(bundle, home, adapters, args.threads))
         with browsing() as browser:
             made, _ = live(browser, served, person, asked, [])
-        session = stack.enter_context(closing(open_session(bundle)))
+        session = stack.enter_context(closing(open_session(bundle, threads=args.threads or None)))
         tokenizer, pairs, swaps = load_tokenizer(bundle), [], []
         sampling = Sampling(temperature=0, repetition_penalty=1.15, max_tokens=1)
         for place, prompt in enumerate([*tested[:WARM_UP], *tested * args.rounds]):
@@ -134,7 +146,7 @@ def measure_latency(args: argparse.Namespace, bundle: Path, home: Path) -> dict[
             swaps.append(served.first_event_ns(f"{served.model}@user{1 + number // 2 % 2}", tested[0], 1))
     through, own = (np.array(pairs[WARM_UP:]) / 1e6).T
     return {
-        "machine": machine_card(), "choice_ms": [1000 * each["seconds"] for each in made["choices"]],
+        "choice_ms": [1000 * each["seconds"] for each in made["choices"]],
         "through_ms": through.round(3).tolist(), "bare_ms": own.round(3).tolist(),
         "changing_ms": (np.array(swaps[4::2]) / 1e6).round(3).tolist(),
         "staying_ms": (np.array(swaps[5::2]) / 1e6).round(3).tolist(),
@@ -165,28 +177,32 @@ def make_lora(folder: Path, seed: int) -> Path:
     return folder / f"{seed}.gguf"
 
 
+PARTS = {"choices": measure_choices, "loras": measure_loras, "latency": measure_latency}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="what `edgealign run starter-basis` made")
-    parser.add_argument("--parts", nargs="+", default=["choices", "latency"], choices=["choices", "latency"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--people", type=int, default=6, choices=range(1, len(NAMES) + 1))
     parser.add_argument("--loras", type=int, default=2, help="of how many of them a LoRA is trained")
     parser.add_argument("--prompts", type=int, default=48, help="questions of the test, 48 at most")
     parser.add_argument("--rounds", type=int, default=5, help="over the test's questions, for the first token")
+    parser.add_argument("--threads", type=int, default=0, help="of the server; 0: the app's own default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    file = args.out / "result.json"
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file, result = args.out / "result.json", dict[str, Any]()
     for part in args.parts:
         card = machine_card()
-        measure = {"choices": measure_choices, "latency": measure_latency}[part]
         with tempfile.TemporaryDirectory() as home:
-            found = measure(args, args.run / "gguf", Path(home))
-        # JSON's keys are text, so everything goes through it.
-        result[part] = json.loads(json.dumps({**found, "machine": card, "quiet": not busy(card)}))
+            found = PARTS[part](args, args.run / "gguf", Path(home))
         with writing(args.out):
             args.out.mkdir(parents=True, exist_ok=True)
+            result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            # JSON's keys are text, so everything goes through it.
+            quiet = not busy(card)
+            result[part] = json.loads(json.dumps({**found, "machine": card, "quiet": quiet, "threads": args.threads}))
             write_atomic(file, json.dumps(result, indent=1) + "\n")
     with writing(args.out):
         write_atomic(args.out / "table.md", render(result) + "\n")
