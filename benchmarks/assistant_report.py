@@ -43,7 +43,7 @@ def render(result: Mapping[str, Any]) -> str:
     """Markdown."""
     lines = []
     if "choices" in result:
-        lines += _choices(result["choices"])
+        lines += _choices(list(result["choices"].values()))
     if "loras" in result:
         lines += ["", *_loras(result["loras"]["people"])]
     if "latency" in result:
@@ -51,10 +51,10 @@ def render(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _choices(found: Mapping[str, Any]) -> list[str]:
-    people = found["people"]
+def _choices(people: Sequence[Mapping[str, Any]]) -> list[str]:
+    prompts = len(people[0]["prompts"])
     lines = [
-        f"{len(people)} simulated people, {found['prompts']} unseen questions each, answers with the taste against "
+        f"{len(people)} simulated people, {prompts} unseen questions each, answers with the taste against "
         "answers without, same seeds; 95 % bootstrap over people and questions.", "",
         "| choices | win rate | worth gained, sd |", "|---|---|---|",
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def _choices(found: Mapping[str, Any]) -> list[str]:
         shares = [f"{wins(_gain(each, k)).mean():.0%}" for k in counts]
         lines.append(
             f"| {each['name']} | {each['likes']} | {each['learned'] or 'nothing'} | {each['versions']} | "
-            f"{' | '.join(shares)} | {_gain(each, counts[-1]).mean():+.2f} | {each['empty']} of {found['prompts']} |"
+            f"{' | '.join(shares)} | {_gain(each, counts[-1]).mean():+.2f} | {each['empty']} of {prompts} |"
         )
     return lines
 
@@ -120,7 +120,7 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    people, loras = result["choices"]["people"], result.get("loras", {"people": []})["people"]
+    people, loras = list(result["choices"].values()), result.get("loras", {"people": []})["people"]
     by_k = gains_by_choices(people)
     control = np.array([_gain(each, "another's") for each in people])
     figure = Figure(figsize=(10, 4.4), layout="constrained")

@@ -17,8 +17,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from edgealign.runtimes.gguf_adapter import write_lora_gguf
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import open_session
 
+PARTS = ("choices", "loras", "latency")
 AFTER, CHOICES = (4, 8, 16), 16
 WARM_UP, SWAPS = 8, 400
 
@@ -77,26 +78,51 @@ def train(served: Served, person: Person) -> dict[str, Any]:
     return {"state": state["state"], "message": state["message"], "seconds": seconds, "used": active == ["lora"]}
 
 
-def measure_choices(args: argparse.Namespace, bundle: Path, home: Path) -> dict[str, Any]:
-    """Everybody's choices and what they get, and the control."""
-    people, (asked, tested) = draw_people(args.run, args.people, args.seed), read_questions(args.run)
-    tested, rng = tested[: args.prompts], np.random.default_rng(args.seed)
-    facts, texts = [], []
+def measure_person(args: argparse.Namespace, bundle: Path, home: Path, person: Person, number: int) -> dict[str, Any]:
+    """One person's choices, and what they get."""
+    asked, tested = read_questions(args.run)
+    tested, order = tested[: args.prompts], np.random.default_rng([args.seed, number]).permutation(asked).tolist()
+    card = machine_card()
     with serving(bundle, home, {}, args.threads) as served, browsing() as browser:
         base = served.answers(served.model, tested)
-        for person in people:
-            found, said = live(browser, served, person, rng.permutation(asked).tolist(), tested)
-            facts.append({**found, "worth": {0: _worth(person, base)}})
-            facts[-1]["worth"].update({k: _worth(person, answers) for k, answers in said.items()})
-            texts.append(said)
-            gain = np.mean(facts[-1]["worth"][CHOICES]) - np.mean(facts[-1]["worth"][0])
-            say(f"{person.name} ({found['likes']}): learned {found['learned']}, gain {gain:+.2f} sd")
-    for place, person in enumerate(people):
-        facts[place]["another's"] = _worth(person, texts[(place + 1) % len(people)][CHOICES])
-        facts[place]["empty"] = sum(not text.strip() for text in texts[place][CHOICES])
-    shown = {person.name: texts[place][CHOICES][:3] for place, person in enumerate(people)}
-    examples = {"prompts": tested[:3], "base": base[:3], **shown}
-    return {"people": facts, "examples": examples, "prompts": len(tested), "seed": args.seed}
+        facts, texts = live(browser, served, person, order, tested)
+    worth = {0: _worth(person, base), **{k: _worth(person, answers) for k, answers in texts.items()}}
+    gain = np.mean(worth[CHOICES]) - np.mean(worth[0])
+    say(f"{person.name} ({facts['likes']}): learned {facts['learned']}, gain {gain:+.2f} sd")
+    empty = sum(not text.strip() for text in texts[CHOICES])
+    return {
+        **facts, "worth": worth, "empty": empty, "base": base, "answers": texts[CHOICES], "prompts": tested,
+        "machine": card, "quiet": not busy(card), "threads": args.threads,
+    }  # fmt: skip
+
+
+def measure_choices(args: argparse.Namespace) -> None:
+    """Everybody who is named, each with a server of their own; and the control, over all who are known by then."""
+    people = draw_people(args.run, args.people, args.seed)
+    for number, person in enumerate(people):
+        if args.names and person.name not in args.names:
+            continue
+        with tempfile.TemporaryDirectory() as home:
+            found = measure_person(args, args.run / "gguf", Path(home), person, number)
+        with keeping(args.out) as result:
+            known = result.setdefault("choices", {})
+            known[person.name] = found
+            here = [each for each in people if each.name in known]
+            result["choices"] = {each.name: known[each.name] for each in here}
+            for place, each in enumerate(here):
+                others = known[here[(place + 1) % len(here)].name]["answers"]
+                known[each.name]["another's"] = _worth(each, others)
+
+
+@contextmanager
+def keeping(out: Path) -> Iterator[dict[str, Any]]:
+    """The result so far, to be changed, and written when the block ends: parts may be measured apart."""
+    file = out / "result.json"
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    yield result
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(result, indent=1) + "\n")
 
 
 def measure_loras(args: argparse.Namespace, bundle: Path, home: Path) -> dict[str, Any]:
@@ -177,33 +203,31 @@ def make_lora(folder: Path, seed: int) -> Path:
     return folder / f"{seed}.gguf"
 
 
-PARTS = {"choices": measure_choices, "loras": measure_loras, "latency": measure_latency}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="what `edgealign run starter-basis` made")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--people", type=int, default=6, choices=range(1, len(NAMES) + 1))
-    parser.add_argument("--loras", type=int, default=2, help="of how many of them a LoRA is trained")
-    parser.add_argument("--prompts", type=int, default=48, help="questions of the test, 48 at most")
+    parser.add_argument("--names", nargs="+", choices=NAMES, help="measure only these of them; the others are kept")
+    parser.add_argument("--loras", type=int, default=1, help="of how many of them a LoRA is trained")
+    parser.add_argument("--prompts", type=int, default=24, help="questions of the test, 48 at most")
     parser.add_argument("--rounds", type=int, default=5, help="over the test's questions, for the first token")
     parser.add_argument("--threads", type=int, default=0, help="of the server; 0: the app's own default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    file, result = args.out / "result.json", dict[str, Any]()
-    for part in args.parts:
-        card = machine_card()
-        with tempfile.TemporaryDirectory() as home:
-            found = PARTS[part](args, args.run / "gguf", Path(home))
-        with writing(args.out):
-            args.out.mkdir(parents=True, exist_ok=True)
-            result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            # JSON's keys are text, so everything goes through it.
-            quiet = not busy(card)
-            result[part] = json.loads(json.dumps({**found, "machine": card, "quiet": quiet, "threads": args.threads}))
-            write_atomic(file, json.dumps(result, indent=1) + "\n")
+    if "choices" in args.parts:
+        measure_choices(args)
+    for part, measure in (("loras", measure_loras), ("latency", measure_latency)):
+        if part in args.parts:
+            card = machine_card()
+            with tempfile.TemporaryDirectory() as home:
+                found = measure(args, args.run / "gguf", Path(home))
+            with keeping(args.out) as result:
+                result[part] = {**found, "machine": card, "quiet": not busy(card), "threads": args.threads}
+    with keeping(args.out) as result:
+        pass
+    result = json.loads(json.dumps(result))  # JSON's keys are text
     with writing(args.out):
         write_atomic(args.out / "table.md", render(result) + "\n")
         if "choices" in result:
