@@ -181,7 +181,7 @@ class Trainer:
             else:
                 bar = version.score or 0.0
             said = f"it ranks {score:.0%} of {len(asked)} held-out choices as you did, the version in use {bar:.0%}"
-            if score <= bar and version is not None:
+            if score <= bar:
                 return f"Not used: {said}."
             added = await asyncio.to_thread(tastes.add_version, user, made.path)
             return f"Version {added.number} is in use: {said}."
