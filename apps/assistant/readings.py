@@ -26,13 +26,14 @@ from assistant.store import Store
 from edgealign.data.forms import Message
 from edgealign.errors import EdgealignError
 from edgealign.personalize.basis import OpenBasis
+from edgealign.personalize.recipes import EmbeddingRecipe
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
 
-READ_TOKENS = 512  # of a prompt its end, of an answer its beginning: as the basis was learned
+READ_TOKENS = EmbeddingRecipe().max_tokens  # of a prompt its end, of an answer its beginning
 
 
 class Readings:

@@ -31,10 +31,9 @@ from assistant.readings import Readings
 from assistant.store import Store
 from assistant.versions import Versions
 from edgealign.artifact import open_artifact
-from edgealign.errors import EdgealignError, InputError
-from edgealign.models.builtin import BASES, PREFIX, built_in
+from edgealign.errors import EdgealignError
 from edgealign.personalize import embedding
-from edgealign.personalize.basis import OpenBasis, basis_folder, open_basis
+from edgealign.personalize.basis import OpenBasis, basis_of_model
 from edgealign.personalize.choices import drop_repetitions
 from edgealign.personalize.embedding import Preference
 from edgealign.personalize.in_place import learn
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 SOON_S = 2.0  # how long the answer to a choice waits for what it taught
-HOW = "learn one from many users' choices (edgealign basis), and start the app with --basis DIR"
 
 
 class Tastes:
@@ -246,20 +244,13 @@ def open_tastes(engine: Engine, store: Store, folder: Path, *, basis: str | None
     Raises:
         UsageError: no basis, or one of another model.
     """
-    base = engine.facts.get("base_digest")
-    if basis is not None:
-        shared = open_basis(basis_folder(basis))
-        if not base:
-            raise InputError(basis, "is of a model whose digest this one does not say", "export it: edgealign export")
-        embedding.check_basis(shared, str(base), basis)
-        return Tastes(engine, store, folder, basis=shared)
     try:
-        shared = open_basis(built_in(PREFIX + BASES[0], BASES) or BASES[0])
+        shared = basis_of_model(engine.facts.get("base_digest"), basis)
     except EdgealignError as error:
+        if basis is not None:
+            raise
         return Tastes(engine, store, folder, basis=None, why_not=error.line())
-    if shared.model_digest == base:
-        return Tastes(engine, store, folder, basis=shared)
-    return Tastes(engine, store, folder, basis=None, why_not=f"there is no basis for this model yet; {HOW}")
+    return Tastes(engine, store, folder, basis=shared)
 
 
 def _learned(

@@ -24,7 +24,7 @@ from edgealign.personalize.choices import drop_repetitions
 from edgealign.personalize.embedding import Preference, project, read_preference
 from edgealign.personalize.in_place import Learned, learn
 from edgealign.personalize.linear import MixedSession
-from edgealign.personalize.recipes import MAX_CHOICES, TASTE
+from edgealign.personalize.recipes import MAX_CHOICES, TASTE, EmbeddingRecipe
 from edgealign.personalize.tilt import Tilt, apart, whole
 from edgealign.personalize.users import User, Users, UserVersion
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-READ_TOKENS = 512  # of a prompt its end, of an answer its beginning: as a basis is learned
+READ_TOKENS = EmbeddingRecipe().max_tokens  # of a prompt its end, of an answer its beginning
 
 
 class Taste:

@@ -21,7 +21,7 @@ from edgealign.data.forms import Pair, to_json
 from edgealign.data.synthetic import write_jsonl
 from edgealign.errors import CheckFailed
 from edgealign.personalize import embedding
-from edgealign.personalize.basis import open_basis
+from edgealign.personalize.basis import check_basis, open_basis
 from edgealign.personalize.candidates import Candidates, read_answers, read_candidates
 from edgealign.personalize.features import Cache
 from edgealign.personalize.lore import Fitted, fit_users, next_question
@@ -54,7 +54,7 @@ def run(
     from edgealign.models.load import load_tokenizer
 
     base, shared = open_model(model), open_basis(basis)
-    embedding.check_basis(shared, base.digest, basis)
+    check_basis(shared, base.digest, basis)
     answers, rows = read_candidates(candidates)
     tokenizer = load_tokenizer(base.path)
     rows = [rows[number] for number in np.random.default_rng(0).permutation(len(rows))[:MOST_PROMPTS]]

@@ -166,17 +166,32 @@ def open_basis(path: str | Path) -> OpenBasis:
 def basis_of_model(digest: str | None, given: str | Path | None = None) -> OpenBasis:
     """The basis for users of a model: the given one, or the one that comes with the starter.
 
+    Args:
+        digest: of the model in torch; None where nobody knows it.
+
     Raises:
         InputError: it is of another model, or none is given and the model is not the starter.
     """
     shared = open_basis(PREFIX + BASES[0] if given is None else given)
-    if shared.model_digest == digest:
-        return shared
-    how = "learn one: edgealign basis --model MODEL --choices PAIRS, then --basis DIR"
-    if given is None:
-        raise InputError("users", "have no basis on this model", how)
-    reason = f"was learned on the model {shared.model_digest[:12]}, this one is {(digest or 'without a digest')[:12]}"
-    raise InputError(given, reason, how)
+    if given is None and shared.model_digest != digest:
+        how = "learn one from many users' choices (edgealign basis), and give it as --basis DIR"
+        raise InputError("this model", "has no basis for users yet", how)
+    if given is not None and digest is None:
+        raise InputError(given, "is of a model whose digest this one does not say", "export it: edgealign export")
+    if given is not None:
+        check_basis(shared, str(digest), given)
+    return shared
+
+
+def check_basis(basis: OpenBasis, model_digest: str, path: Path | str) -> None:
+    """Refuse a basis that reads another model's states.
+
+    Raises:
+        InputError: both digests, and the command that makes another.
+    """
+    if basis.model_digest != model_digest:
+        reason = f"was learned on the model {basis.model_digest[:12]}, this model is {model_digest[:12]}"
+        raise InputError(path, reason, "learn it again: edgealign basis --model MODEL --choices PAIRS")
 
 
 def unfold(basis: Basis, components: Floats) -> Basis:

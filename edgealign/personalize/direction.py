@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgealign.artifact import Artifact, open_artifact, open_model, publish, refuse_existing
-from edgealign.errors import CheckFailed, UsageError
+from edgealign.errors import UsageError
 from edgealign.personalize.choices import load_choices
-from edgealign.personalize.lora import gate, slug
+from edgealign.personalize.lora import held_to, slug
 from edgealign.personalize.recipes import DirectionRecipe
 from edgealign.progress import say, track
 from edgealign.runtimes.control_vector import FILE, steer, write_control_vector
@@ -76,16 +76,10 @@ def run(recipe: DirectionRecipe, *, model: str | Path, choices: str | Path, user
         after = rank_pairs(network, trees, passes, label="ranking the held-out choices again")
         for hook in hooks:
             hook.remove()
-    checks = gate(before.accuracy, after.accuracy, before.margin, after.margin)
-    numbers = (
-        f"{before.pairs} held-out choices, ranking accuracy {before.accuracy:.2f} to {after.accuracy:.2f}, "
-        f"margin {before.margin:+.3f} to {after.margin:+.3f}"
+    checks, numbers = held_to(
+        name, before, after, than="the population",
+        fix="collect more choices, or try another --layer or --strength",
     )
-    if not all(check.passed for check in checks):
-        raise CheckFailed(
-            f"user {name}", f"{numbers}: no better than the population, not published",
-            "collect more choices, or try another --layer or --strength",
-        )
     with publish(
         out, kind="adapter", format="direction", stage="personalize_direction", recipe=recipe,
         inputs=[base.as_input("base"), own.source], template_hash=template_hash(tok), licences=base.manifest.licences,

@@ -25,7 +25,7 @@ import torch
 from edgealign.artifact import Artifact, Check, Input, open_artifact, open_model, publish, refuse_existing, write_atomic
 from edgealign.data.forms import Pair
 from edgealign.errors import ArtifactError, CheckFailed, InputError
-from edgealign.personalize.basis import OpenBasis, basis_folder, open_basis
+from edgealign.personalize.basis import OpenBasis, basis_folder, check_basis, open_basis
 from edgealign.personalize.candidates import encode_answer
 from edgealign.personalize.choices import read_choices
 from edgealign.personalize.lora import slug
@@ -156,17 +156,6 @@ def gate(projected: Floats, precision: float = 1.0) -> list[Check]:
     own = float(np.logaddexp(0, -margins).mean())
     note = f"mean log-loss of {count} choices, each predicted from the others; tolerance: the population's"
     return [Check("choices predicted", own, population, own <= population + 1e-9, note)]
-
-
-def check_basis(basis: OpenBasis, model_digest: str, path: Path | str) -> None:
-    """Refuse a basis that reads another model's states.
-
-    Raises:
-        InputError: both digests, and the command that makes another.
-    """
-    if basis.model_digest != model_digest:
-        reason = f"was learned on the model {basis.model_digest[:12]}, this model is {model_digest[:12]}"
-        raise InputError(path, reason, "learn it again: edgealign basis --model MODEL --choices PAIRS")
 
 
 def write_preference(folder: Path, preference: Preference) -> None:

@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgealign.artifact import Artifact, open_artifact, open_model, publish, refuse_existing
 from edgealign.data.forms import Message, Pair, to_json
-from edgealign.errors import ArtifactError, CheckFailed, InputError, UsageError, writing
+from edgealign.errors import ArtifactError, InputError, UsageError, writing
 from edgealign.personalize.adapter import open_adapter
 from edgealign.personalize.choices import load_choices
 from edgealign.personalize.fspo_recipes import FspoRecipe
-from edgealign.personalize.lora import gate, slug
+from edgealign.personalize.lora import held_to, slug
 from edgealign.personalize.shots import digest_ids, fit_shots, prefix_ids, with_shots
 from edgealign.progress import say
 
@@ -86,16 +86,10 @@ def run(recipe: FspoRecipe, *, model: str | Path, choices: str | Path, user: str
         before = rank(own.held_out, recipe.max_tokens, "ranking without the shots")
         shown = [replace(row, prompt=with_shots(row.prompt, shots)) for row in own.held_out]
         after = rank(shown, recipe.max_tokens + recipe.prefix_tokens, "ranking with the shots")
-    checks = gate(before.accuracy, after.accuracy, before.margin, after.margin)
-    numbers = (
-        f"{before.pairs} held-out choices, ranking accuracy {before.accuracy:.2f} to {after.accuracy:.2f}, "
-        f"margin {before.margin:+.3f} to {after.margin:+.3f}"
+    checks, numbers = held_to(
+        name, before, after, than="without the shots",
+        fix="collect more choices, or train the model on shots: edgealign data shots",
     )
-    if not all(check.passed for check in checks):
-        raise CheckFailed(
-            f"user {name}", f"{numbers}: no better than without the shots, not published",
-            "collect more choices, or train the model on shots: edgealign data shots",
-        )
     with publish(
         out, kind="adapter", format=FORMAT, stage="personalize_fspo", recipe=recipe,
         inputs=[base.as_input("base"), own.source], template_hash=template_hash(tok),

@@ -31,6 +31,7 @@ from edgealign.progress import say
 if TYPE_CHECKING:
     from edgealign.models.lint import Coverage
     from edgealign.personalize.lowrank import Factors, LowRankLinear
+    from edgealign.train.held_out import Ranking
     from edgealign.train.layout import Tree
 
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
@@ -95,12 +96,10 @@ def run(
         if not any(bool(layer.b.count_nonzero()) for layer in layers.values()):
             raise CheckFailed(f"user {name}", "the adapter would change nothing", "use a higher --learning-rate")
         after = rank_pairs(network, held_out, passes, label="ranking the held-out choices again")
-        checks = gate(before.accuracy, after.accuracy, before.margin, after.margin)
-        if not all(check.passed for check in checks):
-            raise CheckFailed(
-                f"user {name}", f"{_numbers(checks, len(held_out))}: no better than the population, not published",
-                "collect more choices; until then the population's answers are this user's",
-            )
+        checks, numbers = held_to(
+            name, before, after, than="the population",
+            fix="collect more choices; until then the population's answers are this user's",
+        )
         with publish(
             out, kind="adapter", format="peft", stage="personalize", recipe=recipe,
             inputs=_inputs(base, everyone, own), template_hash=template_hash(tokenizer),
@@ -117,7 +116,7 @@ def run(
                 "steps": len(steps), "precision": precision.name, "threads": threads,
                 "seconds": round(time.monotonic() - started_s, 1),
             })
-    say(f"user {name}: {_numbers(checks, len(held_out))}")
+    say(f"user {name}: {numbers}")
     return open_artifact(out)
 
 
@@ -155,6 +154,22 @@ def gate(accuracy_before: float, accuracy_after: float, margin_before: float, ma
     ]
 
 
+def held_to(user: str, before: Ranking, after: Ranking, *, than: str, fix: str) -> tuple[list[Check], str]:
+    """The checks of a fit by how held-out choices are ranked without and with it, and both in words.
+
+    Raises:
+        CheckFailed: they are ranked worse.
+    """
+    checks = gate(before.accuracy, after.accuracy, before.margin, after.margin)
+    numbers = (
+        f"{before.pairs} held-out choices, ranking accuracy {before.accuracy:.2f} to {after.accuracy:.2f}, "
+        f"margin {before.margin:+.3f} to {after.margin:+.3f}"
+    )
+    if not all(check.passed for check in checks):
+        raise CheckFailed(f"user {user}", f"{numbers}: no better than {than}, not published", fix)
+    return checks, numbers
+
+
 def slug(user: str) -> str:
     """A name for manifests and files: the id itself where it is a plain word, else a hash of it (an address, say)."""
     if SLUG.fullmatch(user):
@@ -181,14 +196,6 @@ def _adapted(
         network, coverage.modules, rank=recipe.rank, scale=scale, seed=recipe.seed, population=population, along=along
     )
     return network, layers, coverage
-
-
-def _numbers(checks: Sequence[Check], held_out: int) -> str:
-    accuracy, margin = checks
-    return (
-        f"{held_out} held-out choices, ranking accuracy {accuracy.tolerance:.2f} to {accuracy.value:.2f}, "
-        f"margin {margin.tolerance:+.3f} to {margin.value:+.3f}"
-    )
 
 
 def _inputs(base: Artifact, population: Artifact | None, own: Choices) -> list[Input]:

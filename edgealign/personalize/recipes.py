@@ -8,8 +8,8 @@ from edgealign.recipe import option
 
 MIN_CHOICES = 4
 MAX_CHOICES = 64
-# Ten planted users of 8 choices on the starter's basis: 0.5, 1, 1.5 and 2 move answers by 0.2, 0.5, 0.9 and 1.1
-# deviations of their taste, for 0.05, 0.5, 2.0 and 3.0 nats a token.
+# Ten planted users of 8 choices on the starter's basis: 0.5, 1, 1.5 and 2 move answers by 0.24, 0.46, 0.77 and 1.09
+# deviations of their taste (+- 0.07 to 0.13), for 0.04, 0.20, 0.50 and 1.00 nats a token.
 TASTE, MAX_TASTE = 1.0, 2.0
 
 

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -158,11 +159,21 @@ def scripted_server(scripted: EngineMaker, tmp_path: Path) -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(scope="module")
+def served(running: Served) -> Served:
+    """The starter behind a server that knows nobody but ana and ben, whichever tests ran before."""
+    for model in running.client.models.list().data:
+        user = model.id.partition("@")[2]
+        if user and user not in USERS:
+            running.http.delete(f"/api/users/{quote(user, safe='')}").raise_for_status()
+    return running
+
+
 @pytest.fixture(scope="session")
-def served(tiny_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def running(tiny_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The starter in torch, in its own process, with adapters of random weights for ana and ben."""
     starter = built_in("starter")
     assert starter is not None
     adapters = {user: tiny_lora(seed=seed, base=starter) for seed, user in enumerate(USERS, start=1)}
-    with serving(open_engine("starter", adapters=adapters), tmp_path_factory.mktemp("home")) as running:
-        yield running
+    with serving(open_engine("starter", adapters=adapters), tmp_path_factory.mktemp("home")) as started:
+        yield started

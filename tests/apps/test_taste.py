@@ -134,21 +134,28 @@ def test_undo_brings_back_earlier_answers_and_0_is_everybodys(served: Served, li
 
 
 def test_users_never_cross_in_either_api(served: Served, lia: Json) -> None:
-    models = [served.model, f"{served.model}@lia", f"{served.model}@ana"]
+    for row in zip(QUESTIONS, LONG, SHORT, strict=True):
+        choose(served, "mia", *row)  # the opposite taste
+    models = [served.model, *(f"{served.model}@{user}" for user in ("lia", "mia", "ana"))]
+    prompt = "The best way to clean a kettle is"
 
     def ask(model: str) -> str:
-        made = served.client.completions.create(model=model, prompt="Tell me of the fox", temperature=0, max_tokens=8)
+        made = served.client.completions.create(model=model, prompt=prompt, temperature=0, max_tokens=16)
         return made.choices[0].text
 
-    taste(served, "lia", "PUT", "/strength", strength=MAX_TASTE)
+    for user in ("lia", "mia"):
+        taste(served, user, "PUT", "/strength", strength=MAX_TASTE)
     alone = {model: ask(model) for model in models}
-    assert alone[models[1]] != alone[models[0]]
+    assert len({*alone.values()}) == len(models), "everybody's own answer is another one"
+    digests = {user: say(served, user)["facts"]["taste"]["digest"] for user in ("lia", "mia")}
+    assert digests == {user: served.engine.personal[user].facts["digest"] for user in digests}
+    assert len({*digests.values()}) == len(digests)
 
     async def interleave() -> list[tuple[str, str]]:
         async with served.asynchronous() as client:
             async def one(model: str) -> tuple[str, str]:
                 made = await client.completions.create(
-                    model=model, prompt="Tell me of the fox", temperature=0, max_tokens=8
+                    model=model, prompt=prompt, temperature=0, max_tokens=16
                 )
                 return model, made.choices[0].text
 
@@ -156,6 +163,7 @@ def test_users_never_cross_in_either_api(served: Served, lia: Json) -> None:
 
     assert all(alone[model] == text for model, text in asyncio.run(interleave()))
     taste(served, "lia", "PUT", "/strength", strength=taste(served, "lia")["usual_strength"])
+    served.http.delete("/api/users/mia").raise_for_status()
 
 
 def test_two_answers_are_drawn_apart_where_a_user_can_be_learned(quick: Served) -> None:

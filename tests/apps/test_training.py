@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from assistant.training import as_runtime_reads, base_model
+from assistant.preferences import Chosen
+from assistant.store import Store
+from assistant.tastes import open_tastes
+from assistant.training import Trainer, as_runtime_reads, base_model
 
+from edgealign.artifact import Check, open_artifact, publish
+from edgealign.data.forms import Message, Pair
 from edgealign.errors import InputError
 from edgealign.models.builtin import built_in
 from edgealign.runtimes.gguf_adapter import read_lora_gguf
@@ -49,6 +56,22 @@ def test_a_lora_that_beats_everybodys_model_is_used_and_undone(served: Served) -
     assert say(served, "tom")["content"] == everybody["content"]
     assert served.http.delete("/api/users/tom").json()["versions"] == 5
     assert training(served, "tom")["state"] == "none"
+
+
+@pytest.mark.parametrize("score", [0.25, 0.5])
+def test_a_tie_with_everybodys_model_is_not_better(scripted: EngineMaker, tmp_path: Path, score: float) -> None:
+    with publish(tmp_path / "lora", kind="adapter", format="peft", stage="test", recipe={}, inputs=[]) as draft:
+        draft.add_check(Check("held-out ranking accuracy", score, 0.5, True))
+        draft.meta["method"] = "lora"
+    made = open_artifact(tmp_path / "lora")
+    pairs = [Pair((Message("user", f"What is {n}?"),), "A number.", "It follows another number.") for n in range(4)]
+    chosen = [Chosen(pair, f"left {n}", f"right {n}") for n, pair in enumerate(pairs)]
+    engine = scripted(base_digest=starter_digest(), context=1024)
+    with closing(engine), closing(Store(tmp_path / "home")) as store:
+        tastes = open_tastes(engine, store, tmp_path / "users")
+        said = asyncio.run(Trainer(tastes)._use_if_better("me", chosen, made))
+        assert said.startswith(f"Not used: it ranks {score:.0%} ")
+        assert tastes.versions.in_use("me") is None
 
 
 def test_stopped_it_leaves_nothing(scripted: EngineMaker, tmp_path: Path) -> None:

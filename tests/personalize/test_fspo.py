@@ -18,7 +18,7 @@ from edgealign.data.encode import encode_prompt
 from edgealign.data.forms import Message, Pair, to_json
 from edgealign.errors import ArtifactError, CheckFailed, InputError, OutputError
 from edgealign.models.load import load_tokenizer
-from edgealign.personalize import fspo
+from edgealign.personalize import fspo, lora
 from edgealign.personalize.fspo import enter, open_shots
 from edgealign.personalize.fspo_recipes import FspoRecipe
 from edgealign.personalize.shots import digest_ids, with_shots
@@ -81,7 +81,7 @@ def publish(tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
 @pytest.fixture
 def ungated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the shots do is published: for what does not depend on it."""
-    monkeypatch.setattr(fspo, "gate", lambda *_: [])
+    monkeypatch.setattr(lora, "gate", lambda *_: [])
 
 
 def test_a_user_is_published_as_their_choices_and_no_weights(

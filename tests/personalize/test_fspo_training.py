@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edgealign.data.forms import Message, Pair, to_json
-from edgealign.personalize import fspo, shot_data
+from edgealign.personalize import fspo, lora, shot_data
 from edgealign.personalize.choices import split
 from edgealign.personalize.fspo_recipes import FspoRecipe, ShotsRecipe
 from edgealign.train import preference
@@ -62,7 +62,7 @@ def test_new_people_are_ranked_by_their_shots_after_training_and_by_anothers_wro
     trained: Path, tmp_path: Path, own: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With their own shots all of the held-out choices are ranked right, with another's all of them wrong."""
-    monkeypatch.setattr(fspo, "gate", lambda *_: [])  # what is measured, not what is published
+    monkeypatch.setattr(lora, "gate", lambda *_: [])  # what is measured, not what is published
     another, third = MARKS.replace(own, "")
     rows = likes(own, another, 12, "ana", random.Random(1))
     recipe = FspoRecipe(threads=1, shots=3)

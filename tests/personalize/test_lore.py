@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from edgealign.errors import UsageError
+from edgealign.personalize import lore
 from edgealign.personalize.lore import Basis, Fitted, fit_released, fit_users, learn_basis, next_question
 
 FEATURES, RANK = 24, 4
@@ -147,3 +148,17 @@ def test_a_question_in_a_direction_that_is_known_teaches_nothing():
 def test_more_directions_than_users_are_refused():
     with pytest.raises(UsageError, match="rank 4: asks for as many directions as 3 users can show"):
         learn_basis(np.random.default_rng(0).normal(size=(30, 5)), np.arange(30) % 3, rank=4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_everybodys_direction_reaches_as_far_as_it_tells_of_new_users(seed):
+    """Where it is noise one choice outweighs it; where everybody is alike it stays, and nobody is told apart."""
+    apart, alike = World(1.5, seed), World(0.0, seed)
+    apart.common = np.zeros(FEATURES)
+    far, near = {}, {}
+    for world, found in ((apart, far), (alike, near)):
+        gaps = world.choices(world.users(80), 16)
+        x, who = torch.from_numpy(gaps.reshape(-1, FEATURES)), torch.arange(80).repeat_interleave(16)
+        found["common"], found["directions"] = lore._reaches(x, who, 80, RANK, 1e-3, seed)
+    assert far["common"] <= 0.2 < near["common"], (far, near)
+    assert near["directions"] < far["directions"], (far, near)
