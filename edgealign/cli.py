@@ -56,6 +56,7 @@ app.add_typer(cli_pairs.app, name="pairs")
 app.command("reward")(cli_pairs.reward)
 app.command()(cli_users.basis)
 app.command()(cli_users.start)
+app.command()(cli_users.lora_basis)
 app.command()(cli_users.personalize)
 app.add_typer(cli_users.app, name="users")
 app.add_typer(

@@ -1,4 +1,4 @@
-"""`edgealign basis | start | personalize` fit users; `edgealign users ask | list | show | rollback | forget` keep."""
+"""`edgealign basis | lora-basis | start | personalize` fit; `edgealign users ask | list | show | rollback | forget`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgealign.errors import RecipeError, UsageError
 app = typer.Typer(help="The people of this machine and their adapters.", no_args_is_help=True, rich_markup_mode=None)
 METHODS = {
     "lora": "personalize", "lore": "personalize_embedding", "fspo": "personalize_fspo",
-    "direction": "personalize_direction",
+    "direction": "personalize_direction", "lora-mix": "personalize_mix",
 }  # fmt: skip
 NameArgument = Annotated[str, typer.Argument(help="whose: a name in the registry")]
 RegistryOption = Annotated[
@@ -64,6 +64,28 @@ def start(
     cli_options.run_stage("start", overrides, config, dry_run, json, model=model, adapters=adapter, out=out)
 
 
+@takes_recipe("lora_basis")
+def lora_basis(
+    *,
+    model: ModelOption,
+    basis: Annotated[
+        str, typer.Option("--basis", help="whose directions: edgealign basis, or edgealign:starter-basis")
+    ],
+    candidates: Annotated[
+        Path, typer.Option("--candidates", help="answers that differ: edgealign data candidates")
+    ],
+    out: OutOption,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+    overrides: Overrides,
+) -> None:
+    """Fit one LoRA for each direction of a basis; personalize --method lora-mix sums them for a user."""
+    cli_options.run_stage(
+        "lora_basis", overrides, config, dry_run, json, model=model, basis=basis, candidates=candidates, out=out
+    )
+
+
 @takes_recipe(*METHODS.values())
 def personalize(
     *,
@@ -76,32 +98,37 @@ def personalize(
     ] = None,
     start: Annotated[Path | None, typer.Option("--start", help="lora: what several users' have in common")] = None,
     basis: Annotated[
-        str | None, typer.Option("--basis", help="lore: what users have in common; edgealign:starter-basis is built in")
+        str | None,
+        typer.Option("--basis", help="lore, lora-mix: what users have in common; edgealign:starter-basis is built in"),
     ] = None,
+    loras: Annotated[Path | None, typer.Option("--loras", help="lora-mix: edgealign lora-basis")] = None,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="lore: an export of the model that reads the answers")
+        Path | None, typer.Option("--bundle", help="lore, lora-mix: an export of the model that reads the answers")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="lora, lore (an embedding), fspo, direction")] = "lora",
+    method: Annotated[
+        str, typer.Option("--method", help="lora, lore (an embedding), lora-mix, fspo, direction")
+    ] = "lora",
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     overrides: Overrides,
 ) -> None:
-    """Fit one user: an embedding from 1 choice on, anything else from 4; published only if it does no harm."""
+    """Fit one user: an embedding or a mix from 1 choice on, others from 4; published only if it does no harm."""
     if method not in METHODS:
         raise RecipeError(method, "is not a personalisation method", f"choose one of: {', '.join(METHODS)}")
     arguments: dict[str, Any] = {"model": model, "choices": choices, "user": user, "out": out}
     _refuse(method, _foreign(METHODS[method], overrides))
-    if method == "lora":
-        _refuse(method, {"--basis": basis, "--bundle": bundle})
-        arguments.update(population=population, start=start)
-    elif method in ("fspo", "direction"):
-        _refuse(method, {"--population": population, "--start": start, "--basis": basis, "--bundle": bundle})
-    else:
-        if basis is None:
-            raise UsageError("--basis", "is missing", "learn one: edgealign basis --model M --choices PAIRS --out DIR")
-        _refuse(method, {"--population": population, "--start": start})
-        arguments.update(basis=basis, bundle=bundle)
+    given: dict[str, Any] = {
+        "population": population, "start": start, "basis": basis, "bundle": bundle, "loras": loras
+    }  # fmt: skip
+    takes = {"lora": ("population", "start"), "lore": ("basis", "bundle"), "lora-mix": ("basis", "bundle", "loras")}
+    own = takes.get(method, ())
+    _refuse(method, {f"--{name}": value for name, value in given.items() if name not in own})
+    if "basis" in own and basis is None:
+        raise UsageError("--basis", "is missing", "learn one: edgealign basis --model M --choices PAIRS --out DIR")
+    if "loras" in own and loras is None:
+        raise UsageError("--loras", "is missing", "make them: edgealign lora-basis --model M --basis B --candidates C")
+    arguments.update({name: given[name] for name in own})
     cli_options.run_stage(METHODS[method], overrides, config, dry_run, json, **arguments)
 
 

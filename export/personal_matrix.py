@@ -20,6 +20,7 @@ WAYS = {
     "lore": "LoRe: fitted from the runtime's own reading of the choices",
     "best of n": "best of n by the fitted reward", "tilt": "the next token tilted",
     "linear": "linear alignment to a stated preference", "lora": "a LoRA of one's own, on and off",
+    "mix": "a mix of a basis's LoRAs", "neighbours": "the best answer of neighbours' tilts (RPS)",
     "direction": "a direction in the states (control vector)", "fspo": "FSPO: choices in the prompt",
     "prefix state": "the state behind a prefix kept and restored",
 }
@@ -33,7 +34,6 @@ A state is handed out as bytes by torch and llama.cpp only: onnxruntime keeps a 
 to its graph, ExecuTorch inside the program, and edgealign's sessions read neither back. There the prefix is fed at the
 beginning of every conversation: the same answers, later.""",
 }
-NOWHERE = "In no runtime yet: mixes of one LoRA per reward direction."
 
 
 def table() -> str:
@@ -42,7 +42,7 @@ def table() -> str:
     lines = [_row("way", *RUNTIMES.values()), _row(*["---"] * (1 + len(RUNTIMES)))]
     lines += [_row(words, *("yes" if stated[way][name] else "no" for name in RUNTIMES)) for way, words in WAYS.items()]
     reasons = [WHY[way] for way in WAYS if not all(stated[way].values())]
-    return "\n".join([BEGIN, *lines, "", *(f"{reason}\n" for reason in reasons), NOWHERE, END])
+    return "\n".join([BEGIN, *lines, "", *(f"{reason}\n" for reason in reasons), END])
 
 
 def page(text: str) -> str:

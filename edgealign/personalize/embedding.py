@@ -76,11 +76,40 @@ def run(
         InputError: no choices, or a basis of another model.
         CheckFailed: the user's choices are not predicted as well as by the population; nothing is published.
     """
-    from edgealign.models.load import load_tokenizer
-
     out = Path(out)
     refuse_existing(out)
     started_s = time.monotonic()
+    read = read_user(recipe, model=model, basis=basis, choices=choices, user=user, bundle=bundle)
+    made = publish_user(
+        recipe, read.basis, read.projected, user=user, out=out, inputs=read.inputs, licences=read.licences,
+        facts={"choices": read.facts, "seconds": round(time.monotonic() - started_s, 2)},
+    )  # fmt: skip
+    say(f"user {slug(user)}: {len(read.projected)} choices, {made.meta['words'] or 'as everybody'}")
+    return made
+
+
+@dataclass(frozen=True)
+class Read:
+    """A user's choices (k, B + 1) as a basis reads them, and where they come from."""
+
+    basis: OpenBasis
+    projected: Floats
+    inputs: list[Input]
+    licences: Mapping[str, str]
+    facts: Mapping[str, Any]
+
+
+def read_user(
+    recipe: EmbeddingRecipe, *, model: str | Path, basis: str | Path, choices: str | Path, user: str,
+    bundle: Path | None,
+) -> Read:  # fmt: skip
+    """Open everything and read a user's choices.
+
+    Raises:
+        InputError: no choices, or a basis of another model.
+    """
+    from edgealign.models.load import load_tokenizer
+
     base, place = open_model(model), basis_folder(basis)
     shared = open_basis(place)
     check_basis(shared, base.digest, basis)
@@ -95,12 +124,7 @@ def run(
     finally:
         session.close()
     inputs = [base.as_input("base"), open_artifact(place).as_input("basis"), provenance]
-    made = publish_user(
-        recipe, shared, projected, user=user, out=out, inputs=inputs, licences=base.manifest.licences,
-        facts={"choices": facts, "seconds": round(time.monotonic() - started_s, 2)},
-    )  # fmt: skip
-    say(f"user {slug(user)}: {len(own)} choices, {made.meta['words'] or 'as everybody'}")
-    return made
+    return Read(shared, projected, inputs, base.manifest.licences, facts)
 
 
 def publish_user(
@@ -112,14 +136,7 @@ def publish_user(
     Raises:
         CheckFailed: the choices are not predicted as well as by the population; nothing is published.
     """
-    fitted = fit_users(torch.from_numpy(projected)[None], precision=recipe.prior_precision)
-    checks = gate(projected, recipe.prior_precision)
-    if not all(check.passed for check in checks):
-        raise CheckFailed(
-            f"user {slug(user)}", f"{len(projected)} choices are predicted worse than by the population "
-            f"(log-loss {checks[0].value:.3f}, population {checks[0].tolerance:.3f}): not published",
-            "collect more choices; until then the population's answers are this user's",
-        )
+    fitted, checks = checked(projected, recipe.prior_precision, user)
     with publish(
         out, kind="adapter", format="preference", stage="personalize_embedding", recipe=recipe, inputs=inputs,
         licences=licences,
@@ -132,6 +149,22 @@ def publish_user(
             fitted=len(projected), words=basis.words(fitted.weights[0]), bytes=4 * len(fitted.weights[0]), **facts,
         )  # fmt: skip
     return open_artifact(out)
+
+
+def checked(projected: Floats, precision: float, user: str) -> tuple[Fitted, list[Check]]:
+    """The fit on (k, B + 1) choices, and the checks that it passed.
+
+    Raises:
+        CheckFailed: the choices are not predicted as well as by the population.
+    """
+    checks = gate(projected, precision)
+    if not all(check.passed for check in checks):
+        raise CheckFailed(
+            f"user {slug(user)}", f"{len(projected)} choices are predicted worse than by the population "
+            f"(log-loss {checks[0].value:.3f}, population {checks[0].tolerance:.3f}): not published",
+            "collect more choices; until then the population's answers are this user's",
+        )
+    return fit_users(torch.from_numpy(projected)[None], precision=precision), checks
 
 
 def project(basis: OpenBasis, session: Session, tokenizer: Any, pair: Pair, max_tokens: int) -> Floats:

@@ -79,7 +79,7 @@ def run(
     name = slug(user)
     with fixed_threads(recipe.threads) as threads:
         precision = choose_precision(recipe.precision, lora=True, n_parameters=count_parameters(base.path))
-        network, layers, coverage = _adapted(recipe, base.path, precision.weights, shared, along=start is not None)
+        network, layers, coverage = adapted(recipe, base.path, precision.weights, shared, along=start is not None)
         say(f"user {name}: {len(own.fitted)} choices to learn, {len(own.held_out)} to check")
         passes = Passes.of(network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=2048)
         held_out = encode_trees(tokenizer, own.held_out, recipe)
@@ -177,9 +177,10 @@ def slug(user: str) -> str:
     return f"user-{hashlib.sha256(user.encode()).hexdigest()[:12]}"
 
 
-def _adapted(
+def adapted(
     recipe: LoraRecipe, folder: Path, dtype: str, population: Mapping[str, Factors], *, along: bool
 ) -> tuple[Any, dict[str, LowRankLinear], Coverage]:
+    """A model with a fresh addition on the recipe's layers, the additions, and what they cover."""
     import torch
 
     from edgealign.models.lint import describe, lora_targets

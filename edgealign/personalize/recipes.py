@@ -60,6 +60,16 @@ class LoraRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraBasisRecipe(LoraRecipe):
+    """A LoRA for each direction of a basis, fitted as a person's is."""
+
+    rank: int = option(4, ge=1, le=64, help="of one LoRA; a user's has this times the directions of the basis")
+    alpha: int = option(8, ge=1, help="a LoRA's scale is alpha / rank", source="leap-finetune peft_configs.py")
+    pairs: int = option(160, ge=4, help="pairs of a direction: the prompts whose answers differ most in it")
+    epochs: int = option(2, ge=1, le=100, help="passes over the pairs")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartRecipe:
     """Where new users' LoRAs begin, from several users'."""
 
@@ -74,7 +84,7 @@ class DirectionRecipe:
     skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
     layer: int = option(0, ge=0, help="of a direction: it is added behind this one, counted from 0; 0: the middle one")
     strength: float = option(
-        1.0, gt=0.0, le=100.0, help="of a direction; 1: as far as what was chosen lies from what was not, on average",
+        1.0, gt=0.0, le=100.0, help="of a direction or a mix; a direction's 1: as far as what was chosen lies away",
         source="arXiv 2312.06681: multipliers around 1",
     )
     prior_strength: float = option(
@@ -109,6 +119,16 @@ class EmbeddingRecipe:
         1.0, gt=0.0, help="of the prior, whose scale the basis learned: higher moves a user less"
     )
     threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraMixRecipe(EmbeddingRecipe):
+    """One user as weights on LoRAs, from 1 to 64 choices."""
+
+    strength: float = option(
+        0.5, gt=0.0, le=4.0, help="of the mix: the sum of LoRAs is scaled by this",
+        source="docs/results/carriers: half a deviation of a taste for 0.15 nats a token; 1: 0.75 for 0.43",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from edgealign.errors import UsageError
 from edgealign.personalize.ranking import token_logprobs
 
 if TYPE_CHECKING:
+    from edgealign.runtimes.generate import LogitsHook
     from edgealign.runtimes.recipes import Sampling
     from edgealign.runtimes.session import Session
 
@@ -44,9 +45,13 @@ class Candidate:
 
 
 def best_of(
-    session: Session, prompt: Sequence[int], n: int, score: Score, *, sampling: Sampling, stop: Collection[int] = ()
+    session: Session, prompt: Sequence[int], n: int, score: Score, *, sampling: Sampling, stop: Collection[int] = (),
+    hooks: Sequence[Sequence[LogitsHook]] = (),
 ) -> list[Candidate]:
     """Draw ``n`` answers, score each different one once, return those best first (as drawn where scores are equal).
+
+    Args:
+        hooks: what each answer is drawn with; none: all are drawn plainly.
 
     Raises:
         UsageError: no candidates are asked for, all would be the same, or a score is not a number.
@@ -60,7 +65,8 @@ def best_of(
     drawn: dict[tuple[int, ...], bool] = {}
     for number in range(n):
         session.reset()
-        said = generate(session, prompt, sampling=replace(sampling, seed=sampling.seed + number), stop=stop)
+        own = replace(sampling, seed=sampling.seed + number)
+        said = generate(session, prompt, sampling=own, stop=stop, hooks=hooks[number] if hooks else ())
         whole = said.tokens if said.stop_token is None else (*said.tokens, said.stop_token)
         drawn[whole] = said.stop_token is not None
     found = []

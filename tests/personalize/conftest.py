@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgealign.data.forms import Message, Pair
-from edgealign.personalize.recipes import LoraRecipe
+from edgealign.data.forms import Message, Pair, to_json
+from edgealign.data.synthetic import write_jsonl
+from edgealign.personalize.recipes import BasisRecipe, LoraRecipe
 
 WORDS = ("red", "blue", "green", "tea", "milk", "bread", "rain", "snow", "sun", "wind", "moon", "sea")
 FitRecipe = Callable[..., LoraRecipe]
@@ -31,10 +32,10 @@ def short_and_long(i: int) -> tuple[str, str]:
     return f"{one}.", f"well, I would say {one} and {two}, then {three} and {two} once more."
 
 
-def likes_short(n: int, user: str = "ana") -> list[Pair]:
+def likes_short(n: int, user: str = "ana", *, start: int = 0) -> list[Pair]:
     """`n` choices of somebody who takes the short answer."""
     rows = []
-    for i in range(n):
+    for i in range(start, start + n):
         short, long = short_and_long(i)
         rows.append(Pair((Message("user", f"what is number {i}?"),), short, long, user))
     return rows
@@ -46,8 +47,6 @@ def flipped(rows: Sequence[Pair]) -> list[Pair]:
 
 
 def write(rows: Sequence[Pair], file: Path) -> str:
-    from edgealign.data.forms import to_json
-
     file.write_text("".join(json.dumps(to_json(row)) + "\n" for row in rows), encoding="utf-8")
     return str(file)
 
@@ -66,3 +65,25 @@ def quick() -> FitRecipe:
         return LoraRecipe(**{**settings, **values})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-four people; half of them take the short answer, half the long one."""
+    file = tmp_path_factory.mktemp("people") / "choices.jsonl"
+    rows: list[Pair] = []
+    for number in range(24):
+        own = likes_short(6, f"u{number}", start=3 * number)
+        rows += flipped(own) if number % 2 else own
+    write_jsonl(file, [to_json(row) for row in rows])
+    return file
+
+
+@pytest.fixture(scope="session")
+def basis(tiny_model: Path, people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What they have in common, as the tiny model reads it: two directions."""
+    from edgealign.personalize import basis as bases
+
+    out = tmp_path_factory.mktemp("basis") / "basis"
+    bases.run(BasisRecipe(rank=2, components=12, threads=1), model=tiny_model, choices=[str(people)], out=out)
+    return out

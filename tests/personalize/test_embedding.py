@@ -41,21 +41,6 @@ def rows(user: str, count: int, *, short: bool, start: int = 0) -> list[dict[str
     return found
 
 
-@pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-four people; half of them take the short answer, half the long one."""
-    file = tmp_path_factory.mktemp("people") / "choices.jsonl"
-    write_jsonl(file, [row for n in range(24) for row in rows(f"u{n}", 6, short=n % 2 == 0, start=3 * n)])
-    return file
-
-
-@pytest.fixture(scope="module")
-def basis(tiny_model: Path, people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("basis") / "basis"
-    bases.run(BasisRecipe(rank=2, components=12, threads=1), model=tiny_model, choices=[str(people)], out=out)
-    return out
-
-
 def fit(model: Path, basis: Path, folder: Path, own: list[dict[str, object]], name: str = "ana", **more: object):
     file = folder / f"{name}.jsonl"
     write_jsonl(file, own)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ from edgealign.personalize.basis import OpenBasis
 from edgealign.personalize.features import Features, Folded
 from edgealign.personalize.fspo import enter
 from edgealign.personalize.linear import Lead, MixedSession, Mixing
+from edgealign.personalize.lora_mix import mix
 from edgealign.personalize.lore import Basis, fit_users
+from edgealign.personalize.lowrank import read_peft, write_factors
+from edgealign.personalize.neighbours import best_of_neighbours
 from edgealign.personalize.rerank import best_of
 from edgealign.personalize.tilt import Tilt
 from edgealign.runtimes.control_vector import write_control_vector
+from edgealign.runtimes.executorch_adapter import write_lora_executorch
 from edgealign.runtimes.generate import generate
+from edgealign.runtimes.gguf_adapter import write_lora_gguf
+from edgealign.runtimes.lora_inputs import read_inputs
+from edgealign.runtimes.onnx_adapter import write_lora_onnx
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import Session, Snapshots, bundle_adapter, open_session
 from edgealign.runtimes.streams import open_streams
@@ -55,7 +63,9 @@ def place(request: pytest.FixtureRequest, tiny_lora: Any) -> tuple[str, Place]:
 
 
 @pytest.mark.runtime
-def test_every_way_does_in_every_runtime_what_the_table_says(place: tuple[str, Place], tmp_path: Path) -> None:
+def test_every_way_does_in_every_runtime_what_the_table_says(
+    place: tuple[str, Place], tiny_lora: Any, tmp_path: Path
+) -> None:
     target, (model, torchs_lora, opened, its_lora) = place
     source = Features.of_model(model)
     rng = np.random.default_rng(4)
@@ -73,6 +83,7 @@ def test_every_way_does_in_every_runtime_what_the_table_says(place: tuple[str, P
         with closing(open_session(where, threads=1)) as session:
             found = {name: way(session, folded) for name, way in WAYS.items()}
             found["lora"] = switch(session, lora)
+            found["mix"] = switch(session, mixed_lora(model, tiny_lora, target, where, tmp_path / states))
             found["direction"] = try_to_switch(session, vector)
         with closing(MixedSession(open_streams(where, threads=1), LEAD, Mixing(2.0))) as mixed:
             found["linear"] = generate(mixed, (*LEAD.preferred, *QUESTION), sampling=SHORT).tokens
@@ -123,6 +134,17 @@ def tilt(session: Session, _: Folded) -> Any:
     return said[1]
 
 
+def ask_neighbours(session: Session, folded: Folded) -> Any:
+    """The best of four answers, each tilted for another neighbour."""
+    rewards = np.random.default_rng(0).normal(size=(400, folded.rank)).astype(np.float32)
+    basis = OpenBasis(folded, rewards, "", "", np.zeros((4, 0)), ())
+    weights = np.array([1.0, -1.0, 0.5])
+    sure = replace(DRAWN, temperature=0.2)  # neighbours differ, and rounding decides no draw
+    found = best_of_neighbours(basis, weights, session, PROMPT, 4, strength=1.0, sampling=sure, stop=(2,))
+    assert len(found) > 1
+    return found[0].tokens
+
+
 def switch(session: Session, lora: Path) -> Any:
     """(3, V): the base, the user's, the base again."""
     found = []
@@ -132,6 +154,23 @@ def switch(session: Session, lora: Path) -> Any:
     assert np.array_equal(found[0], found[2])
     assert np.abs(found[0] - found[1]).max() > 10 * FINE
     return np.stack(found)
+
+
+def mixed_lora(model: Path, tiny_lora: Any, target: str, opened: Path, folder: Path) -> Path:
+    """A weighted sum of two LoRAs as the runtime that opens `opened` takes it."""
+    parts = [read_peft(tiny_lora(seed=seed, base=model)) for seed in (1, 2)]
+    folder.mkdir(exist_ok=True)
+    write_factors(folder, mix(parts, np.array([0.7, -0.4])), alpha=None, base_name=open_artifact(model).digest)
+    if opened == model:
+        return folder
+    file = folder / {"gguf": "mix.gguf", "onnx": "mix.onnx_adapter", "executorch": "mix.ptd"}[target]
+    if target == "gguf":
+        write_lora_gguf(folder, file, base_config=read_config(model))
+    elif target == "onnx":
+        write_lora_onnx(folder, file, inputs=read_inputs(opened))
+    else:
+        write_lora_executorch(folder, file, inputs=read_inputs(opened))
+    return file
 
 
 def try_to_switch(session: Session, adapter: Path) -> Any:
@@ -159,4 +198,6 @@ def agree(one: Any, other: Any) -> bool:
     return one == other if isinstance(one, tuple) else bool(np.abs(one - other).max() < FINE)
 
 
-WAYS: dict[str, Callable[[Session, Folded], Any]] = {"lore": fit, "best of n": choose, "tilt": tilt}
+WAYS: dict[str, Callable[[Session, Folded], Any]] = {
+    "lore": fit, "best of n": choose, "tilt": tilt, "neighbours": ask_neighbours
+}  # fmt: skip
