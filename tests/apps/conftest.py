@@ -59,11 +59,12 @@ class Served:
 
 
 @contextmanager
-def serving(engine: Engine, home: Path) -> Iterator[Served]:
+def serving(engine: Engine, home: Path, *, basis: Path | None = None) -> Iterator[Served]:
     """The app over this engine until the block ends; the engine is closed then."""
     with server_module._bound(0) as listening, closing(Store(home)) as store, closing(engine):
         port = listening.getsockname()[1]
-        app = server_module.create_app(engine, store, port=port, token=TOKEN)
+        own = tastes.open_tastes(engine, store, home / server_module.USERS, basis=str(basis)) if basis else None
+        app = server_module.create_app(engine, store, port=port, token=TOKEN, tastes=own)
         running = uvicorn.Server(uvicorn.Config(
             app, log_level="error", access_log=False, server_header=False, proxy_headers=False, ws="none",
             timeout_graceful_shutdown=1,
