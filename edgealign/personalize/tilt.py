@@ -3,7 +3,11 @@
     hook = Tilt.of(basis, weights, strength=2.0)
     generate(session, prompt, hooks=[hook])
 
-    pi'(t | context)  is proportional to  pi(t | context) exp(strength * r_t),   r = tilt w     (V,)
+    pi'(t | context)  is proportional to  pi(t | context) exp(strength * r_t / (1 + n_t)),   r = tilt w     (V,)
+
+n_t is how often t was said in the last 64 tokens, for what is liked; what is not liked stays so. Likings saturate: who
+likes exclamation marks likes the tenth less than the first. Without it a strong tilt of one such person said nothing
+else (benchmarks/carriers.py: -48 deviations of their taste at strength 2).
 
 One forward pass a token, as without it: a residual addition to the last state, for which logits are enough. Where a
 reward is a sum over tokens this is the closed form of raising it at a price of KL (KL-regularised control; ARGS, arXiv
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 HALVINGS = 6
+LATELY = 64  # tokens in which a repetition counts
 # How far two answers to choose from are tilted apart. On the starter a choice between them teaches as much as one
 # between the two of four plain answers that teach most (0.22 and 0.26, +- 0.04; two plain answers: 0.17).
 ASKING = 1.0
@@ -65,6 +70,9 @@ class Tilt:
             return logits
         rewards = self.rewards if len(self.rewards) == len(logits) else self._padded(len(logits))
         tilted: Logits = logits + np.float32(self.strength) * rewards
+        said, times = np.unique(np.asarray(history[-LATELY:], dtype=np.int64), return_counts=True)
+        liked = np.maximum(rewards[said], 0)
+        tilted[said] -= np.float32(self.strength) * liked * (times / (1 + times)).astype(np.float32)
         self.paid.append(kl_nats(tilted, logits))
         return tilted
 

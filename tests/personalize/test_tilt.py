@@ -44,13 +44,24 @@ def test_strength_zero_leaves_every_answer_as_it_is(tiny_model: Path) -> None:
 def test_a_wanted_token_comes_more_often_and_costs_more_with_strength_and_a_disliked_one_less(tiny_model: Path) -> None:
     counts, prices = [], []
     with closing(open_session(tiny_model, threads=1)) as session:
-        for weight, strength in ((-1.0, 4.0), (1.0, 0.0), (1.0, 4.0), (1.0, 8.0)):
+        for weight, strength in ((-1.0, 8.0), (1.0, 0.0), (1.0, 8.0), (1.0, 24.0)):
             tilt = Tilt.of(likes(WANTED), np.array([weight]), strength=strength)
             session.reset()
             counts.append(generate(session, PROMPT, sampling=SAMPLING, hooks=[tilt]).tokens.count(WANTED))
             prices.append(tilt.mean_kl_nats)
     assert counts[0] <= counts[1] < counts[2] < counts[3]
     assert prices[1] == 0.0 < prices[0] < prices[2] < prices[3]
+
+
+def test_what_is_liked_is_liked_less_each_time_and_what_is_not_stays_so() -> None:
+    rewards = np.array([0.0, 2.0, -2.0, 1.0], dtype=np.float32)
+    plain = np.zeros(4, dtype=np.float32)
+    for history, wanted in (
+        ((), [0, 2, -2, 1]), ((1,), [0, 1, -2, 1]), ((1, 2, 0, 1, 2), [0, 2 / 3, -2, 1]),
+        ((1,) + (0,) * 64, [0, 2, -2, 1]), ((3,) * 200, [0, 2, -2, 1 / 65]),
+    ):  # fmt: skip
+        np.testing.assert_allclose(Tilt(rewards, 1.0)(history, plain), wanted, rtol=1e-5)
+    assert not plain.any(), "the model's own logits are not changed"
 
 
 def test_the_price_is_the_divergence_of_the_two_distributions() -> None:
