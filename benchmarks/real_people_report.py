@@ -68,7 +68,7 @@ def _cell(own: Mapping[str, Any], k: int, name: str, scale: float) -> str:
 
 
 def draw(result: Mapping[str, Any], file: Path) -> None:
-    """Accuracy and log loss by number of choices: own, another's, by coin."""
+    """Accuracy and log loss by number of choices: own, another's, by coin; bands of the gain over no choice."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -80,7 +80,7 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
         for axis, name, scale in zip(row, ("accuracy", "log_loss"), (100, 1), strict=True):
             for group, colour in (("own", "C0"), ("another's", "C3"), ("by coin", "0.5")):
                 values = [scale * np.array(found["groups"][group][str(k)][name]) for k in KS]
-                bands = np.array([band(each) for each in values]).T
+                bands = np.array([band(each - values[0]) for each in values]).T + values[0].mean()  # of the gain
                 axis.plot(range(len(KS)), [each.mean() for each in values], "o-", color=colour, label=group)
                 axis.fill_between(range(len(KS)), *bands, color=colour, alpha=0.12)
             axis.set_xticks(range(len(KS)), KS)
@@ -89,4 +89,5 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
             axis.set_title(WORDS[kind], fontsize=9)
             axis.grid(alpha=0.25)
         row[0].legend(fontsize=8)
+    figure.suptitle("bands: 95 % intervals over people of the gain over no choice", fontsize=9)
     figure.savefig(file, dpi=110, metadata={"Software": None})
