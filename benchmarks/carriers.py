@@ -48,7 +48,7 @@ from edgealign.personalize.lowrank import write_factors
 from edgealign.personalize.neighbours import best_of_neighbours
 from edgealign.personalize.recipes import DirectionRecipe, EmbeddingRecipe, LoraRecipe
 from edgealign.personalize.rerank import best_of
-from edgealign.personalize.tilt import Tilt, kl_nats, whole
+from edgealign.personalize.tilt import Tilt, kl_nats, sentence_ends, whole
 from edgealign.personalize.traits import Whitening
 from edgealign.progress import bar, hush_libraries, track
 from edgealign.runtimes.generate import generate
@@ -93,7 +93,7 @@ class Stage:
         _, self.rows = read_candidates(run / "candidates")
         self.whitening = Whitening.of([text for row in self.rows for text in row.answers], self.basis.attributes)
         self.tokenizer, self.session = load_tokenizer(run / "gguf"), open_session(run / "gguf", threads=threads)
-        self.stop = {end_of_turn_id(self.tokenizer)}
+        self.stop, self.closing = {end_of_turn_id(self.tokenizer)}, sentence_ends(self.tokenizer)
         self.prompts = [encode_prompt(self.tokenizer, (Message("user", text),), typed=True) for text in QUESTIONS]
 
     def worth(self, text: str, attribute: int) -> float:
@@ -120,7 +120,7 @@ class Stage:
         self.session.reset()
         started_s = time.perf_counter()
         made = generate(self.session, prompt, sampling=replace(SAMPLING, seed=seed), stop=self.stop,
-                        hooks=[whole(tilt, sorted(self.stop))] if strength else [])  # fmt: skip
+                        hooks=[whole(tilt, sorted(self.stop), self.closing)] if strength else [])  # fmt: skip
         spent_s = time.perf_counter() - started_s
         return Said(self._text(made.tokens), tilt.mean_kl_nats, spent_s)
 
@@ -130,7 +130,8 @@ class Stage:
         started_s = time.perf_counter()
         if strength:
             found = best_of_neighbours(self.basis, weights, self.session, prompt, DRAWN, strength=strength,
-                                       sampling=settings, stop=self.stop, widest=widest)  # fmt: skip
+                                       sampling=settings, stop=self.stop, closing=self.closing,
+                                       widest=widest)  # fmt: skip
         else:
             def reward(answer: Sequence[int]) -> float:
                 return float(rank_answers(self.basis, weights, self.session, prompt, [answer])[0])
@@ -224,8 +225,9 @@ def measure(stage: Stage, people: Sequence[Person], loras: Path) -> list[dict[st
                         for name, (each, size) in said.items():
                             rows.append({
                                 "carrier": name, "person": number, "question": place, "seed": seed, "bytes": size,
-                                "gain": person.sign * (stage.worth(each.text, person.attribute) - before),
-                                "kl_nats": each.kl_nats, "seconds": each.seconds, "words": len(each.text.split()),
+                                "gain": round(person.sign * (stage.worth(each.text, person.attribute) - before), 4),
+                                "kl_nats": round(each.kl_nats, 4), "seconds": round(each.seconds, 4),
+                                "words": len(each.text.split()),
                                 "used": name not in own or own[name][0] is not None,
                             })  # fmt: skip
                         advance(1, f"person {number + 1}")

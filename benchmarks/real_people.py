@@ -219,7 +219,8 @@ def study(taught: Choices, people: Sequence[Person], rank: int, seed: int) -> di
             loss = [[float(np.logaddexp(0, -head.margins(state, person.held_out)).mean())
                      for state, person in zip(own, group, strict=True)]
                     for own, group in zip(states, each, strict=True)]  # fmt: skip
-            found[name][k] = {"accuracy": np.mean(right, 0).tolist(), "log_loss": np.mean(loss, 0).tolist()}
+            measures = {"accuracy": right, "log_loss": loss}
+            found[name][k] = {word: np.mean(values, 0).round(5).tolist() for word, values in measures.items()}
     return found
 
 

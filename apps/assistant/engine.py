@@ -29,7 +29,7 @@ from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.data.forms import Message
 from edgealign.data.typed import encoder
 from edgealign.errors import EdgealignError, InputError
-from edgealign.personalize.tilt import whole
+from edgealign.personalize.tilt import sentence_ends, whole
 from edgealign.runtimes.generate import Generated, generate
 from edgealign.runtimes.process import ProcessSession, RuntimeCrash
 
@@ -216,7 +216,7 @@ class Engine:
         writer = Writer(self._decoder, job, emit)
         ends = {self._end} if job.chat else {self._end, int(self.tokenizer.eos_token_id or self._end)}
         tilt = replace(own.tilt, paid=[]) if own.tilt else None
-        hooks = [whole(tilt, sorted(ends))] if tilt else []
+        hooks = [whole(tilt, sorted(ends), sentence_ends(self._decoder))] if tilt else []
         hooks += [] if job.top_logprobs is None else [writer.see]
         hooks += [] if job.grammar is None else [self._grammars.hook(job.grammar)]
         self._fed = []  # until the answer is through, nobody knows

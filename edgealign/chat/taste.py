@@ -25,7 +25,7 @@ from edgealign.personalize.embedding import Preference, project, read_preference
 from edgealign.personalize.in_place import Learned, learn
 from edgealign.personalize.linear import MixedSession
 from edgealign.personalize.recipes import MAX_CHOICES, TASTE, EmbeddingRecipe
-from edgealign.personalize.tilt import Tilt, apart, whole
+from edgealign.personalize.tilt import Tilt, apart, sentence_ends, whole
 from edgealign.personalize.users import User, Users, UserVersion
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Taste:
         known = self._known or Preference(np.zeros(self.rank), np.eye(self.rank), self.basis.digest)
         strength = self.conversation.recipe.taste or TASTE
         both = apart(self.basis, known.weights, known.covariance, strength=strength)
-        return self.conversation.alternatives(asked, [[whole(tilt, [self.conversation.end])] for tilt in both])
+        return self.conversation.alternatives(asked, [[self._whole(tilt)] for tilt in both])
 
     def choose(self, asked: str, chosen: str, rejected: str) -> Learned:
         """Remember a choice, and learn from all of them."""
@@ -130,7 +130,10 @@ class Taste:
         if self._known is None or not self.conversation.recipe.taste:
             return ()
         self._tilt = Tilt.of(self.basis, self._known.weights, strength=self.conversation.recipe.taste)
-        return (whole(self._tilt, [self.conversation.end]),)
+        return (self._whole(self._tilt),)
+
+    def _whole(self, tilt: Tilt) -> LogitsHook:
+        return whole(tilt, [self.conversation.end], sentence_ends(self.conversation.tokenizer))
 
     def _row(self, pair: Pair) -> Floats:
         """(B + 1,) of a choice, read once."""

@@ -61,12 +61,15 @@ def neighbours(weights: Floats, count: int, *, widest: float = WIDEST_DEGREES, s
 
 def best_of_neighbours(
     basis: OpenBasis, weights: Floats, session: Session, prompt: Sequence[int], n: int, *, strength: float,
-    sampling: Sampling, stop: Collection[int], widest: float = WIDEST_DEGREES,
+    sampling: Sampling, stop: Collection[int], closing: Collection[int] = (), widest: float = WIDEST_DEGREES,
 ) -> list[Candidate]:  # fmt: skip
-    """One answer for each of n neighbours, best first by the user's own reward; with `widest` 0 plain best of n."""
+    """One answer for each of n neighbours, best first by the user's own reward; with `widest` 0 plain best of n.
+
+    `closing`: tokens that end a sentence (`tilt.sentence_ends`).
+    """
     near = neighbours(weights, n, widest=widest, seed=sampling.seed)
     ends = sorted(stop)
-    hooks = [[whole(Tilt.of(basis, each, strength=strength), ends)] for each in near]
+    hooks = [[whole(Tilt.of(basis, each, strength=strength), ends, closing)] for each in near]
 
     def reward(answer: Sequence[int]) -> float:
         return float(rank_answers(basis, weights, session, prompt, [answer])[0])

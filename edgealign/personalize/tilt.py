@@ -19,9 +19,10 @@ Shape legend: V vocabulary, B rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 HALVINGS = 6
 LATELY = 64  # tokens in which a repetition counts
+SENTENCE_MARKS = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f", "\u0964", "\u061f")  # and of other scripts
+BEHIND_MARKS = " \n\t\"')]*_\u201d\u2019\u00bb"
+SENTENCE_NATS = 4.0
 # How far two answers to choose from are tilted apart. On the starter a choice between them teaches as much as one
 # between the two of four plain answers that teach most (0.22 and 0.26, +- 0.04; two plain answers: 0.17).
 ASKING = 1.0
@@ -85,14 +89,22 @@ class Tilt:
         return np.pad(self.rewards, (0, size - len(self.rewards)))
 
 
-def whole(tilt: Tilt, ends: Sequence[int]) -> LogitsHook:
-    """The tilt, but that it never makes an end likelier: who wants short answers wants answers, and whole sentences."""
+def whole(tilt: Tilt, ends: Sequence[int], closing: Collection[int] = ()) -> LogitsHook:
+    """The tilt, but that an end is made likelier behind a sentence only: who wants it short wants whole sentences.
+
+    There it may gain SENTENCE_NATS times the strength over the best other token: enough to end behind a sentence where
+    the model itself may, and not behind "Dr.".
+
+    Args:
+        closing: tokens that end a sentence (`sentence_ends`).
+    """
     places = list(ends)
 
     def hook(history: Sequence[int], logits: Logits) -> Logits:
         tilted = tilt(history, logits)
+        room = SENTENCE_NATS * tilt.strength if history and history[-1] in closing else 0.0
         # As far below the best other token as it was before, at least.
-        most = np.delete(tilted, places).max() + logits[places] - np.delete(logits, places).max()
+        most = np.delete(tilted, places).max() + logits[places] - np.delete(logits, places).max() + np.float32(room)
         if (tilted[places] > most).any():
             tilted = tilted.copy()
             tilted[places] = np.minimum(tilted[places], most)
@@ -100,6 +112,13 @@ def whole(tilt: Tilt, ends: Sequence[int]) -> LogitsHook:
         return tilted
 
     return hook
+
+
+@lru_cache(maxsize=8)
+def sentence_ends(tokenizer: Any) -> frozenset[int]:
+    """The tokens of a tokenizer whose text ends a sentence."""
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return frozenset(token for token, text in enumerate(texts) if text.rstrip(BEHIND_MARKS).endswith(SENTENCE_MARKS))
 
 
 def apart(basis: OpenBasis, weights: Floats, covariance: Floats, *, strength: float) -> tuple[Tilt, Tilt]:

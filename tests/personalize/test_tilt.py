@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from edgealign.errors import UsageError
+from edgealign.models.load import load_tokenizer
 from edgealign.personalize.basis import OpenBasis, token_rewards
 from edgealign.personalize.features import Features
 from edgealign.personalize.lore import Basis
-from edgealign.personalize.tilt import Tilt, kl_nats, within_budget
+from edgealign.personalize.tilt import SENTENCE_NATS, Tilt, kl_nats, sentence_ends, whole, within_budget
 from edgealign.runtimes.generate import GREEDY, generate
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import open_session
@@ -107,3 +108,24 @@ def test_token_rewards_find_the_tokens_that_a_reward_is_made_of() -> None:
     direction[24:36, 0] = source.embedding[5]
     found = token_rewards(Basis(np.zeros(source.size), direction, np.ones(source.size)), features, source)
     assert found[:, 0].argmax() == 5
+
+
+def test_behind_a_sentence_an_end_may_be_likelier_and_by_no_more_than_is_said() -> None:
+    logits, ended, inside = np.zeros(24, dtype=np.float32), (3, 9), (9, 3)
+    for reward, lead in ((-5.0, -5.0), (0.5, 0.5), (3.0, 3.0), (50.0, SENTENCE_NATS)):
+        rewards = np.zeros(24, dtype=np.float32)
+        rewards[7] = reward
+        for strength in (0.5, 1.0, 2.0):
+            behind = whole(Tilt(rewards, strength), [7], {9})(ended, logits)
+            within = whole(Tilt(rewards, strength), [7], {9})(inside, logits)
+            assert behind[7] - behind[0] == pytest.approx(strength * lead)
+            assert within[7] - within[0] == pytest.approx(strength * min(reward, 0.0))
+
+
+def test_the_tokens_that_end_a_sentence_are_found_by_their_text() -> None:
+    tokenizer = load_tokenizer("starter")
+    found = sentence_ends(tokenizer)
+    texts = {tokenizer.decode([token]) for token in found}
+    assert {".", "!", "?"} <= texts
+    assert all(any(mark in text for mark in ".!?") for text in texts)
+    assert not {tokenizer.encode(each, add_special_tokens=False)[0] for each in (",", "a", ":", "\n", "-")} & found
