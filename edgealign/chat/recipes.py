@@ -39,7 +39,7 @@ class ChatRecipe(TalkRecipe):
 
     taste: float = option(
         TASTE, ge=0, le=MAX_TASTE, help="how far the taste of --user is followed; 0: not at all",
-        source="docs/results/carriers: ten planted users of 8 choices",
+        source="docs/results/carriers: twenty planted users of 8 choices",
     )  # fmt: skip
     memory: bool = option(
         False, help="the lines of a pipe are one conversation; otherwise each starts a new one. A terminal remembers"
