@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
+FEWEST = 6  # are drawn together: ana is the same person, however many are measured
 NAMES = ("ana", "ben", "cleo", "dora", "emil", "finn", "gus", "hana")
 NEW_PEOPLE = 1  # the basis learned from those of part 0
 MAX_TOKENS, PATIENCE_S, TELLING = 96, 3600.0, 0.3
@@ -59,15 +60,15 @@ class Person:
 
 
 def draw_people(run: Path, count: int, seed: int) -> list[Person]:
-    """New people of the population of `edgealign data tastes`, by the same attributes and scale."""
+    """New people of the population of `edgealign data tastes`, by the same attributes and scale, the first of six."""
     _, rows = read_candidates(run / "candidates")
     recipe = TastesRecipe()
     scale = Whitening.of([text for row in rows for text in row.answers], recipe.traits)
     axes = np.eye(len(scale.names))
     users = TextUsers.draw(
-        Pool(axes, axes, np.arange(len(axes))), recipe.population, count, seed=seed, part=NEW_PEOPLE
+        Pool(axes, axes, np.arange(len(axes))), recipe.population, max(count, FEWEST), seed=seed, part=NEW_PEOPLE
     )
-    return [Person(name, taste, scale) for name, taste in zip(NAMES, users.rewards(axes), strict=False)]
+    return [Person(name, taste, scale) for name, taste in zip(NAMES, users.rewards(axes), strict=False)][:count]
 
 
 def read_questions(run: Path) -> tuple[list[str], list[str]]:

@@ -35,6 +35,7 @@ from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.data.forms import Message, Pair, to_json
 from edgealign.data.synthetic import write_jsonl
 from edgealign.errors import CheckFailed
+from edgealign.evaluate.loops import is_doom_loop
 from edgealign.models.builtin import BASES, PREFIX
 from edgealign.models.load import load_tokenizer, read_config
 from edgealign.personalize import direction, lora
@@ -155,6 +156,9 @@ class Stage:
         self.session.set_user(None)
         return Said(self._text(made.tokens), paid, spent_s)
 
+    def loops(self, text: str) -> bool:
+        return is_doom_loop(self.tokenizer.encode(text, add_special_tokens=False))
+
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens)).strip()
 
@@ -227,7 +231,7 @@ def measure(stage: Stage, people: Sequence[Person], loras: Path) -> list[dict[st
                                 "carrier": name, "person": number, "question": place, "seed": seed, "bytes": size,
                                 "gain": round(person.sign * (stage.worth(each.text, person.attribute) - before), 4),
                                 "kl_nats": round(each.kl_nats, 4), "seconds": round(each.seconds, 4),
-                                "words": len(each.text.split()),
+                                "words": len(each.text.split()), "loops": stage.loops(each.text),
                                 "used": name not in own or own[name][0] is not None,
                             })  # fmt: skip
                         advance(1, f"person {number + 1}")

@@ -35,7 +35,9 @@ def summary(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             "carrier": name, "gain": float(by_person.mean()), "low": low, "high": high,
             "kl_nats": float(np.mean([row["kl_nats"] for row in own])), "words": float(words.mean()),
             "seconds": np.quantile([row["seconds"] for row in own], (0.5, 0.25, 0.75)).tolist(),
-            "short": float(np.mean(words < 2)), "bytes": int(np.median([row["bytes"] for row in used] or [0])),
+            "short": float(np.mean(words < 2)),
+            "loops": float(np.mean([row["loops"] for row in own])),
+            "bytes": int(np.median([row["bytes"] for row in used] or [0])),
             "refused": count - len({row["person"] for row in used}), "people": count,
         })  # fmt: skip
     return found
@@ -72,7 +74,7 @@ def render(result: Mapping[str, Any]) -> str:
         "intervals over people. Refused: people for whom the carrier's own check found nothing better than everybody's "
         "answers, which they keep.", "",
         "| carrier | gain, sd | KL, nats a token | gain a nat | s an answer [quartiles] | words | under two words "
-        "| bytes a person | refused |", "|---|---|---|---|---|---|---|---|---|",
+        "| loops | bytes a person | refused |", "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
         a_nat = f"{row['gain'] / row['kl_nats']:.1f}" if row["kl_nats"] > 0 else ""
@@ -80,7 +82,7 @@ def render(result: Mapping[str, Any]) -> str:
         lines.append(
             f"| {row['carrier']} | {row['gain']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}) | {row['kl_nats']:.2f} "
             f"| {a_nat} | {middle:.2f} [{low:.2f}, {high:.2f}] | {row['words']:.0f} | {row['short']:.1%} "
-            f"| {row['bytes']:,} | {row['refused'] or ''} |"
+            f"| {row['loops']:.1%} | {row['bytes']:,} | {row['refused'] or ''} |"
         )
     lines += [
         "", "KL of a best of n: the bound ln n - (n - 1) / n on an answer, over its tokens, and what tilt 1 paid where "

@@ -7,7 +7,8 @@
 
 n_t is how often t was said in the last 64 tokens, for what is liked; what is not liked stays so. Likings saturate: who
 likes exclamation marks likes the tenth less than the first. Without it a strong tilt of one such person said nothing
-else (benchmarks/carriers.py: -48 deviations of their taste at strength 2).
+else (benchmarks/carriers.py: -48 deviations of their taste at strength 2). And where an answer begins to repeat itself
+the model speaks alone: what else it could say may be just what the user does not like.
 
 One forward pass a token, as without it: a residual addition to the last state, for which logits are enough. Where a
 reward is a sum over tokens this is the closed form of raising it at a price of KL (KL-regularised control; ARGS, arXiv
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 HALVINGS = 6
-LATELY = 64  # tokens in which a repetition counts
+LATELY, SPAN = 64, 4  # tokens in which a repetition counts, and of which a repeated run is made
+LONG = 64  # tokens after which an answer's length is disliked or liked half as much: ln(1 + n / LONG) grows so
 SENTENCE_MARKS = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f", "\u0964", "\u061f")  # and of other scripts
 BEHIND_MARKS = " \n\t\"')]*_\u201d\u2019\u00bb"
 SENTENCE_NATS = 4.0
@@ -69,7 +71,7 @@ class Tilt:
         return cls((basis.tilt @ weights).astype(np.float32), strength)
 
     def __call__(self, history: Sequence[int], logits: Logits) -> Logits:
-        if self.strength == 0:
+        if self.strength == 0 or repeats_itself(history):
             self.paid.append(0.0)
             return logits
         rewards = self.rewards if len(self.rewards) == len(logits) else self._padded(len(logits))
@@ -89,19 +91,34 @@ class Tilt:
         return np.pad(self.rewards, (0, size - len(self.rewards)))
 
 
+def repeats_itself(history: Sequence[int]) -> bool:
+    """Whether the last tokens were said lately, in the same order."""
+    recent = [int(token) for token in history[-LATELY:]]
+    last = recent[-SPAN:]
+    return len(last) == SPAN and any(recent[i : i + SPAN] == last for i in range(len(recent) - SPAN))
+
+
 def whole(tilt: Tilt, ends: Sequence[int], closing: Collection[int] = ()) -> LogitsHook:
     """The tilt, but that an end is made likelier behind a sentence only: who wants it short wants whole sentences.
 
     There it may gain SENTENCE_NATS times the strength over the best other token: enough to end behind a sentence where
-    the model itself may, and not behind "Dr.".
+    the model itself may, and not behind "Dr.". Who wants it long gets longer answers, not endless ones: the n-th token
+    is worth less than the first, so what an end loses falls as 1 / (1 + n / LONG).
 
     Args:
         closing: tokens that end a sentence (`sentence_ends`).
     """
-    places = list(ends)
+    places, starts = list(ends), list[int]()
 
     def hook(history: Sequence[int], logits: Logits) -> Logits:
+        starts[:] = starts or [len(history)]
+        said = len(history) - starts[0]
         tilted = tilt(history, logits)
+        lost = np.minimum(tilted[places] - logits[places], 0)
+        if lost.any() and said:
+            tilted = tilted.copy()
+            tilted[places] -= (lost * (said / (said + LONG))).astype(np.float32)
+            tilt.paid[-1] = kl_nats(tilted, logits)
         room = SENTENCE_NATS * tilt.strength if history and history[-1] in closing else 0.0
         # As far below the best other token as it was before, at least.
         most = np.delete(tilted, places).max() + logits[places] - np.delete(logits, places).max() + np.float32(room)

@@ -13,7 +13,15 @@ from edgealign.models.load import load_tokenizer
 from edgealign.personalize.basis import OpenBasis, token_rewards
 from edgealign.personalize.features import Features
 from edgealign.personalize.lore import Basis
-from edgealign.personalize.tilt import SENTENCE_NATS, Tilt, kl_nats, sentence_ends, whole, within_budget
+from edgealign.personalize.tilt import (
+    SENTENCE_NATS,
+    Tilt,
+    kl_nats,
+    repeats_itself,
+    sentence_ends,
+    whole,
+    within_budget,
+)
 from edgealign.runtimes.generate import GREEDY, generate
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import open_session
@@ -55,13 +63,13 @@ def test_a_wanted_token_comes_more_often_and_costs_more_with_strength_and_a_disl
 
 
 def test_what_is_liked_is_liked_less_each_time_and_what_is_not_stays_so() -> None:
-    rewards = np.array([0.0, 2.0, -2.0, 1.0], dtype=np.float32)
-    plain = np.zeros(4, dtype=np.float32)
+    rewards, plain = np.zeros(80, dtype=np.float32), np.zeros(80, dtype=np.float32)
+    rewards[1:4] = 2.0, -2.0, 1.0
     for history, wanted in (
-        ((), [0, 2, -2, 1]), ((1,), [0, 1, -2, 1]), ((1, 2, 0, 1, 2), [0, 2 / 3, -2, 1]),
-        ((1,) + (0,) * 64, [0, 2, -2, 1]), ((3,) * 200, [0, 2, -2, 1 / 65]),
+        ((), [2, -2, 1]), ((1,), [1, -2, 1]), ((1, 2, 0, 1, 2), [2 / 3, -2, 1]), ((1, *range(10, 74)), [2, -2, 1]),
+        ((3, 10, 3, 11, 3, 12), [2, -2, 1 / 4]),
     ):  # fmt: skip
-        np.testing.assert_allclose(Tilt(rewards, 1.0)(history, plain), wanted, rtol=1e-5)
+        np.testing.assert_allclose(Tilt(rewards, 1.0)(history, plain)[1:4], wanted, rtol=1e-5)
     assert not plain.any(), "the model's own logits are not changed"
 
 
@@ -120,6 +128,26 @@ def test_behind_a_sentence_an_end_may_be_likelier_and_by_no_more_than_is_said() 
             within = whole(Tilt(rewards, strength), [7], {9})(inside, logits)
             assert behind[7] - behind[0] == pytest.approx(strength * lead)
             assert within[7] - within[0] == pytest.approx(strength * min(reward, 0.0))
+
+
+def test_who_wants_it_long_gets_no_endless_answer() -> None:
+    rewards, logits = np.zeros(8000, dtype=np.float32), np.zeros(8000, dtype=np.float32)
+    rewards[7] = -6.0
+    hook = whole(Tilt(rewards, 1.0), [7])
+    lost = [float(hook(tuple(range(8, 12 + said)), logits)[7]) for said in (0, 64, 192, 6400)]
+    assert lost == pytest.approx([-6.0, -3.0, -1.5, -6 / 101], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("history", "again"),
+    [((), False), ((1, 2, 3), False), ((1, 2, 3, 4), False), ((1, 2, 3, 4, 1, 2, 3, 4), True), ((5,) * 4, False),
+     ((5,) * 5, True), ((1, 2, 3, 4, *range(10, 80), 1, 2, 3, 4), False), ((1, 2, 3, 4, 9, 1, 2, 3, 5), False)],
+)  # fmt: skip
+def test_where_an_answer_repeats_itself_the_model_speaks_alone(history: tuple[int, ...], again: bool) -> None:
+    assert repeats_itself(history) is again
+    tilt, logits = Tilt(np.ones(90, dtype=np.float32) * np.arange(90), 1.0), np.zeros(90, dtype=np.float32)
+    assert np.array_equal(tilt(history, logits), logits) is again
+    assert (tilt.paid[0] == 0.0) is again
 
 
 def test_the_tokens_that_end_a_sentence_are_found_by_their_text() -> None:
