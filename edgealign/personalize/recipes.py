@@ -8,8 +8,8 @@ from edgealign.recipe import option
 
 MIN_CHOICES = 4
 MAX_CHOICES = 64
-# Twenty planted users of 8 choices on the starter's basis: 0.5, 1, 1.5 and 2 move answers by 0.15, 0.46, 0.79 and 1.15
-# deviations of their taste, for 0.03, 0.16, 0.45 and 0.93 nats a token (docs/results/carriers).
+# Twenty planted users of 8 choices on the starter's basis: 0.5, 1, 1.5 and 2 move answers by 0.13, 0.35, 0.70 and 1.15
+# deviations of their taste, for 0.03, 0.14, 0.41 and 0.89 nats a token (docs/results/carriers).
 TASTE, MAX_TASTE = 1.0, 2.0
 
 
@@ -127,7 +127,7 @@ class LoraMixRecipe(EmbeddingRecipe):
 
     strength: float = option(
         0.5, gt=0.0, le=4.0, help="of the mix: the sum of LoRAs is scaled by this",
-        source="docs/results/carriers: 0.54 deviations of a taste for 0.14 nats a token; 1: 0.94 for 0.41",
+        source="docs/results/carriers: 0.54 deviations of a taste for 0.14 nats a token; 1 loops",
     )  # fmt: skip
 
 
