@@ -123,7 +123,7 @@ def pairs(store: Store, user: str | None) -> list[Json]:
 
 
 def choices(store: Store, user: str | None) -> list[Chosen]:
-    """Every choice that prefers one answer, oldest first."""
+    """Every choice that prefers one answer, oldest first; an answer that is empty was no alternative."""
     with store.read() as db:
         rows = db.execute(
             "SELECT c.choice, c.prompt, l.id AS l_id, l.content AS l, r.id AS r_id, r.content AS r FROM comparisons c"
@@ -133,7 +133,7 @@ def choices(store: Store, user: str | None) -> list[Chosen]:
         found = []
         for row in rows:
             talk, turns = conversations.path_in(db, row["prompt"])
-            if user in (None, talk["user"]):
+            if user in (None, talk["user"]) and row["l"].strip() and row["r"].strip():
                 best, other = ("l", "r") if row["choice"] == "left" else ("r", "l")
                 pair = Pair(_prompt(talk, turns), row[best], row[other], user_id=talk["user"])
                 found.append(Chosen(pair, row[f"{best}_id"], row[f"{other}_id"]))

@@ -119,8 +119,8 @@ def _compare(speakers: Speakers, question: str) -> None:
     try:
         say("two answers are being written")
         first, second = taste.compare(asked)
-        if first == second:
-            say(f"both say the same: {first}")
+        if first == second or not (first and second):
+            say(f"both say the same: {first}" if first == second else "one of the two is empty")
             key = "s"
         else:
             key = which("which is more you?", first, second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import uuid
@@ -131,6 +132,15 @@ def test_undo_brings_back_earlier_answers_and_0_is_everybodys(served: Served, li
     assert said[0] == say(served, "nobody")["content"]
     missing = served.http.post("/api/taste/active", params={"user": "lia"}, json={"version": 99})
     assert missing.status_code == 404
+
+
+def test_an_empty_answer_is_no_alternative(quick: Served) -> None:
+    """It taught nothing in numbers, and stopped a LoRA's training: nobody's choices may hold an empty answer."""
+    assert choose(quick, "nil", QUESTIONS[0], SHORT[0], LONG[0])["choices"] == 1
+    for chosen, rejected in ((SHORT[1], ""), ("", SHORT[2]), ("  \n", SHORT[3])):
+        assert choose(quick, "nil", QUESTIONS[1], chosen, rejected)["choices"] == 1
+    found = quick.http.get("/api/choices", params={"user": "nil"}).text.splitlines()
+    assert [json.loads(line)["chosen"] for line in found] == [SHORT[0]]
 
 
 def test_users_never_cross_in_either_api(served: Served, lia: Json) -> None:

@@ -91,6 +91,22 @@ def test_two_answers_differ_and_are_no_part_of_the_conversation(starter: Convers
     assert starter.turns == turns
 
 
+@pytest.mark.parametrize("drawn", [["", LONG], [SHORT, ""], [SHORT, SHORT]])
+def test_of_an_empty_answer_or_two_that_are_alike_nothing_is_learned(
+    starter: Conversation, tmp_path: Path, drawn: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(PLACE, str(tmp_path / "users"))
+    monkeypatch.setattr(starter, "alternatives", lambda *_: drawn)
+    with Speakers(starter, None) as speakers:
+        speakers.switch("ana")
+        PERSONAL["/compare"](speakers, QUESTIONS[0])
+        assert "nothing was learned" in capsys.readouterr().err
+        PERSONAL["/why"](speakers, "")
+        assert "0 choices so far" in capsys.readouterr().err
+    starter.hooks = tuple
+
+
 def test_commands_need_somebody_and_something(
     starter: Conversation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
