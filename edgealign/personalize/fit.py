@@ -23,7 +23,7 @@ from edgealign.objectives.reduce import mean_tokens
 from edgealign.objectives.scores import Ragged, pad_ragged
 from edgealign.objectives.table import Objective
 from edgealign.personalize.anchor import anchor_loss
-from edgealign.personalize.recipes import LoraRecipe
+from edgealign.personalize.recipes import LoraFitRecipe
 from edgealign.progress import bar
 from edgealign.train.layout import Batch, Tree, lay_out
 from edgealign.train.logprobs import token_logprobs
@@ -48,7 +48,7 @@ def fit(
     model: Any,
     parameters: Sequence[Tensor],
     trees: Sequence[Tree],
-    recipe: LoraRecipe,
+    recipe: LoraFitRecipe,
     *,
     objective: Objective,
     beta: float,
@@ -166,7 +166,7 @@ def _per_tree(values: Tensor, trees: Sequence[Tree], indices: Sequence[int]) -> 
 
 
 def _loss(
-    logps: Tensor, before: Tensor, batch: Batch, leaves: int, objective: Objective, beta: float, recipe: LoraRecipe
+    logps: Tensor, before: Tensor, batch: Batch, leaves: int, objective: Objective, beta: float, recipe: LoraFitRecipe
 ) -> tuple[Tensor, list[float]]:
     """Summed loss over the choices, and the sums of preference loss, anchor, chosen loss and margin."""
     policy, reference = (pad_ragged(Ragged(values, batch.sequence, batch.lengths)) for values in (logps, before))

@@ -25,7 +25,7 @@ from edgealign.data.forms import Pair
 from edgealign.errors import CheckFailed, UsageError
 from edgealign.objectives.table import check_beta, find
 from edgealign.personalize.choices import Choices, load_choices
-from edgealign.personalize.recipes import LoraRecipe
+from edgealign.personalize.recipes import LoraFitRecipe, LoraRecipe
 from edgealign.progress import say
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def run(
 
 
 def encode_trees(
-    tokenizer: Any, rows: Sequence[Pair], recipe: LoraRecipe, *, speaker: Any | None = None
+    tokenizer: Any, rows: Sequence[Pair], recipe: LoraFitRecipe, *, speaker: Any | None = None
 ) -> list[Tree]:
     """Each choice as a prompt with its answers; with `speaker` and an anchor, also what that model would say."""
     from edgealign.data.encode import encode_pairs, end_of_turn_id
@@ -178,7 +178,7 @@ def slug(user: str) -> str:
 
 
 def adapted(
-    recipe: LoraRecipe, folder: Path, dtype: str, population: Mapping[str, Factors], *, along: bool
+    recipe: LoraFitRecipe, folder: Path, dtype: str, population: Mapping[str, Factors], *, along: bool
 ) -> tuple[Any, dict[str, LowRankLinear], Coverage]:
     """A model with a fresh addition on the recipe's layers, the additions, and what they cover."""
     import torch

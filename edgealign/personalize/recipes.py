@@ -14,11 +14,8 @@ TASTE, MAX_TASTE = 1.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraRecipe:
-    """A per-user LoRA from 4 to 64 choices."""
-
-    map: tuple[str, ...] = option((), help="other column names, each as theirs=ours")
-    skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
+class LoraFitRecipe:
+    """How a LoRA is fitted to a few pairs."""
 
     objective: str = option("ln_dpo", choices=("ln_dpo", "dpo"), help="preference loss", source="arXiv 2407.15229")
     beta: float | None = option(
@@ -43,12 +40,6 @@ class LoraRecipe:
         1.0, ge=0.0, help="weight of the chosen answers' own loss: without it a fit lowers what was rejected, and what "
         "was chosen with it", source="iterative reasoning RPO, arXiv 2404.19733: DPO + NLL / n, weights 1 and 1",
     )  # fmt: skip
-    prior_strength: float = option(
-        8.0, ge=0.0, unit="choices",
-        help="the user's delta is scaled by n / (n + this): few choices move a user a little",
-        source="planted users: a fit without a prior beats the population only from about 8 choices on",
-    )
-    held_out: float = option(0.25, gt=0.0, le=0.5, help="share of the choices kept for the check (at least one)")
     max_tokens: int = option(1024, ge=16, unit="tokens", help="longest prompt and answer; answers are cut")
     precision: str = option(
         "auto", choices=("auto", "float32", "bfloat16"),
@@ -60,7 +51,21 @@ class LoraRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraBasisRecipe(LoraRecipe):
+class LoraRecipe(LoraFitRecipe):
+    """A per-user LoRA from 4 to 64 choices."""
+
+    map: tuple[str, ...] = option((), help="other column names, each as theirs=ours")
+    skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
+    prior_strength: float = option(
+        8.0, ge=0.0, unit="choices",
+        help="the user's delta is scaled by n / (n + this): few choices move a user a little",
+        source="planted users: a fit without a prior beats the population only from about 8 choices on",
+    )
+    held_out: float = option(0.25, gt=0.0, le=0.5, help="share of the choices kept for the check (at least one)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraBasisRecipe(LoraFitRecipe):
     """A LoRA for each direction of a basis, fitted as a person's is."""
 
     rank: int = option(4, ge=1, le=64, help="of one LoRA; a user's has this times the directions of the basis")
