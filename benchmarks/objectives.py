@@ -9,9 +9,9 @@ Measured on held-out, clean pairs: ranking accuracy; on their prompts, greedy an
 rate over the starting model with length taken out, judged by a reward head that was fitted on other pairs; and how far
 the model has gone: KL on the data's tokens, displacement of the chosen answers, perplexity of other text.
 
-All 132 runs on the shared data take about an hour on 2 quiet cores (estimated, not measured whole). A run that is
-finished is not made again, and a directory of runs is kept for the settings that made them. `--out` gets table.md,
-result.json and objectives.png.
+All 132 runs on the shared data take about 100 minutes on 2 cores in use, as two processes with half of the objectives
+each. A run that is finished is not made again, and a directory of runs is kept for the settings that made them. `--out`
+gets table.md, result.json and objectives.png.
 """
 
 from __future__ import annotations

@@ -47,8 +47,9 @@ _PAIRS = (
     Objective("ld_dpo", "DPO that lowers the weight of the longer answer's tail",
               "-ls(b D'), S' = S(first m) + a S(rest), m = min(n_w, n_l)", "Liu et al. 2024, arXiv 2409.06411", "code",
               reduction="ld", settings={"alpha": 0.5}, trl_equivalent="sigmoid with ld_alpha"),
-    Objective("rdpo_length", "DPO with a margin for length", "-ls(b D - a (n_w - n_l))",
-              "Park et al. 2024 (R-DPO), arXiv 2403.19159; form as in alpha-DPO's code, a unverified", "third party",
+    Objective("rdpo_length", "DPO of a reward that a penalty for length is taken from", "-ls(b D + a (n_w - n_l))",
+              "Park et al. 2024 (R-DPO), arXiv 2403.19159; sign by derivation (terms.shorter), with the opposite "
+              "one answers grew by 14 to 24 tokens (docs/results/objectives); a unverified", "third party",
               margin="length", settings={"alpha": 0.05}, aliases=("r_dpo",)),
     Objective("simpo", "averaged log-probabilities without a reference, and a margin", "-ls(b (P_w - P_l) - g)",
               "Meng et al. 2024, arXiv 2405.14734", "code", reduction="mean", reference="none", margin="constant",

@@ -64,10 +64,14 @@ def constant(pairs: Pairs) -> Tensor:
     return torch.full_like(pairs.chosen, pairs.settings["gamma"])
 
 
-def longer(pairs: Pairs) -> Tensor:
-    """alpha for every token by which the chosen side is longer (R-DPO): 0.05 x (12 - 8) = 0.2."""
+def shorter(pairs: Pairs) -> Tensor:
+    """alpha for every token by which the chosen side is shorter (R-DPO): 0.05 x (8 - 12) = -0.2.
+
+    Whoever maximises r - alpha n - beta KL has r = beta S + alpha n + const, so P(w > l) is s(beta D + alpha (n_w -
+    n_l)): a choice that its length explains asks for less.
+    """
     chosen, rejected = pairs.lengths
-    return pairs.settings["alpha"] * (chosen - rejected)
+    return pairs.settings["alpha"] * (rejected - chosen)
 
 
 def adaptive(pairs: Pairs) -> Tensor:
@@ -214,7 +218,7 @@ INPUTS: Mapping[str, Part] = MappingProxyType(
 )  # fmt: skip
 MARGINS: Mapping[str, Part] = MappingProxyType(
     {
-        "none": no_margin, "constant": constant, "length": longer, "adaptive": adaptive, "column": by_judge,
+        "none": no_margin, "constant": constant, "length": shorter, "adaptive": adaptive, "column": by_judge,
         "other_objectives": other_objectives,
     }
 )  # fmt: skip

@@ -202,6 +202,24 @@ def test_repeating_tokens_moves_sums_only():
         assert not close(pair_loss(find(key), *constant((4, 4))).loss, pair_loss(find(key), *constant((8, 4))).loss)
 
 
+def test_r_dpo_asks_less_of_a_choice_that_its_length_explains():
+    """The other sign makes answers longer: a longer choice would be pushed further than DPO pushes it."""
+    def pushed(key, lengths, **settings):
+        mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
+        values = torch.zeros(mask.shape, dtype=torch.float64, requires_grad=True)
+        result = pair_loss(find(key), Scores(values * mask, mask), Scores(torch.zeros_like(values), mask), **settings)
+        (gradient,) = torch.autograd.grad(result.loss.sum(), values)
+        return float(result.loss.detach()), -float(gradient[0, 0])
+
+    alpha = {"settings": {"alpha": 0.05}}
+    plain, longer, shorter = pushed("dpo", (12, 8)), pushed("rdpo_length", (12, 8), **alpha), pushed(
+        "rdpo_length", (8, 12), **alpha
+    )  # fmt: skip
+    assert longer[0] == pytest.approx(math.log1p(math.exp(-0.05 * 4)))
+    assert shorter[0] == pytest.approx(math.log1p(math.exp(0.05 * 4)))
+    assert longer[1] < plain[1] < shorter[1]
+
+
 def test_the_longer_sides_tail_weighs_alpha():
     mask = torch.tensor([[True, True, True, False, False], [True] * 5])
     weights = desensitised_weights(mask, 0.5)
