@@ -49,7 +49,7 @@ _PAIRS = (
               reduction="ld", settings={"alpha": 0.5}, trl_equivalent="sigmoid with ld_alpha"),
     Objective("rdpo_length", "DPO of a reward that a penalty for length is taken from", "-ls(b D + a (n_w - n_l))",
               "Park et al. 2024 (R-DPO), arXiv 2403.19159; sign by derivation (terms.shorter), with the opposite "
-              "one answers grew by 14 to 24 tokens (docs/results/objectives); a unverified", "third party",
+              "one answers grow instead of shrink (docs/results/objectives); a unverified", "third party",
               margin="length", settings={"alpha": 0.05}, aliases=("r_dpo",)),
     Objective("simpo", "averaged log-probabilities without a reference, and a margin", "-ls(b (P_w - P_l) - g)",
               "Meng et al. 2024, arXiv 2405.14734", "code", reduction="mean", reference="none", margin="constant",
