@@ -24,6 +24,7 @@ import torch
 
 from edgealign.artifact import Artifact, open_artifact, publish, refuse_existing
 from edgealign.errors import UsageError
+from edgealign.personalize.basis import open_basis
 from edgealign.personalize.embedding import checked, read_user
 from edgealign.personalize.lora import slug
 from edgealign.personalize.lora_basis import open_loras
@@ -51,8 +52,8 @@ def run(
     out = Path(out)
     refuse_existing(out)
     started_s = time.monotonic()
+    own, parts = open_loras(loras, open_basis(basis))  # what is wrong with them is said before anything is read
     read = read_user(recipe, model=model, basis=basis, choices=choices, user=user, bundle=bundle)
-    own, parts = open_loras(loras, read.basis)
     fitted, checks = checked(read.projected, recipe.prior_precision, user)
     weights = fitted.weights[0]
     with publish(

@@ -8,12 +8,10 @@ import pytest
 from assistant.engine import open_engine
 
 from edgealign.artifact import open_artifact
-from edgealign.data.forms import to_json
-from edgealign.data.synthetic import write_jsonl
 from edgealign.personalize import basis as bases
 from edgealign.personalize.recipes import MAX_TASTE, BasisRecipe
 
-from ..personalize.conftest import flipped, likes_short
+from ..personalize.conftest import likes_short, two_tastes
 from .conftest import serving
 from .test_taste import choose, taste
 
@@ -22,13 +20,9 @@ PROMPTS = ("what is number 7?", "red and blue", "well, I would", "the sun")
 
 def learned_basis(model: Path, folder: Path) -> Path:
     """Of twenty-four people, half of whom take the short answer."""
-    rows = []
-    for number in range(24):
-        own = likes_short(6, f"u{number}", start=3 * number)
-        rows += flipped(own) if number % 2 else own
-    write_jsonl(folder / "people.jsonl", [to_json(row) for row in rows])
+    people = two_tastes(folder / "people.jsonl")
     recipe = BasisRecipe(rank=2, components=12, threads=1)
-    bases.run(recipe, model=model, choices=[str(folder / "people.jsonl")], out=folder / "basis")
+    bases.run(recipe, model=model, choices=[str(people)], out=folder / "basis")
     return folder / "basis"
 
 

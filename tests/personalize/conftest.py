@@ -51,6 +51,16 @@ def write(rows: Sequence[Pair], file: Path) -> str:
     return str(file)
 
 
+def two_tastes(file: Path) -> Path:
+    """Choices of twenty-four people; half of them take the short answer, half the long one."""
+    rows: list[Pair] = []
+    for number in range(24):
+        own = likes_short(6, f"u{number}", start=3 * number)
+        rows += flipped(own) if number % 2 else own
+    write_jsonl(file, [to_json(row) for row in rows])
+    return file
+
+
 @pytest.fixture
 def planted() -> Planted:
     return Planted(likes_short, flipped, write)
@@ -70,13 +80,7 @@ def quick() -> FitRecipe:
 @pytest.fixture(scope="session")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-four people; half of them take the short answer, half the long one."""
-    file = tmp_path_factory.mktemp("people") / "choices.jsonl"
-    rows: list[Pair] = []
-    for number in range(24):
-        own = likes_short(6, f"u{number}", start=3 * number)
-        rows += flipped(own) if number % 2 else own
-    write_jsonl(file, [to_json(row) for row in rows])
-    return file
+    return two_tastes(tmp_path_factory.mktemp("people") / "choices.jsonl")
 
 
 @pytest.fixture(scope="session")

@@ -24,18 +24,13 @@ from edgealign.personalize.candidates import encode_answer
 from edgealign.personalize.recipes import BasisRecipe, EmbeddingRecipe
 from edgealign.runtimes.session import open_session
 
-WORDS = ("red", "blue", "green", "tea", "milk", "bread", "rain", "snow", "sun", "wind", "moon", "sea")
-
-
-def answers(i: int) -> tuple[str, str]:
-    one, two, three = (WORDS[(i * step + step) % len(WORDS)] for step in (1, 5, 7))
-    return f"{one}.", f"well, I would say {one} and {two}, then {three} and {two} once more."
+from .conftest import short_and_long
 
 
 def rows(user: str, count: int, *, short: bool, start: int = 0) -> list[dict[str, object]]:
     found = []
     for i in range(start, start + count):
-        brief, long = answers(i)
+        brief, long = short_and_long(i)
         sides = (brief, long) if short else (long, brief)
         found.append({"prompt": f"what is number {i}?", "chosen": sides[0], "rejected": sides[1], "user_id": user})
     return found
@@ -57,7 +52,7 @@ def prefers_short(model: Path, basis: Path, weights: np.ndarray, start: int = 20
         for i in range(start, start + count):
             prompt = encode_prompt(tokenizer, (Message("user", f"what is number {i}?"),))
             found = embedding.rank_answers(
-                shared, weights, session, prompt, [encode_answer(tokenizer, text) for text in answers(i)]
+                shared, weights, session, prompt, [encode_answer(tokenizer, text) for text in short_and_long(i)]
             )
             right += bool(found[0] > found[1])
     return right / count
@@ -182,7 +177,7 @@ def test_the_command_line_fits_asks_and_forgets(
     pool = tmp_path / "pool"
     with publish(pool, kind="dataset", format="jsonl", stage="candidates", recipe={}) as draft:
         lines = [
-            {"prompt": [{"role": "user", "content": f"what is number {i}?"}], "answers": list(answers(i))}
+            {"prompt": [{"role": "user", "content": f"what is number {i}?"}], "answers": list(short_and_long(i))}
             for i in range(300, 320)
         ]
         write_jsonl(draft.dir / "candidates.jsonl", lines)
