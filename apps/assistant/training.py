@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,10 +87,14 @@ class Trainer:
         if any(run.state == "running" for run in self.runs.values()):
             raise Fault(409, "a training is running already", code="training")
         run = self.runs[user] = Run()
-        chosen = await asyncio.to_thread(self.tastes.choices, user)
-        if len(chosen) < MIN_CHOICES:
+        try:
+            chosen = await asyncio.to_thread(self.tastes.choices, user)
+            if len(chosen) < MIN_CHOICES:
+                reason = f"training takes {MIN_CHOICES} choices, there are {len(chosen)}"
+                raise Fault(409, reason, code="too_few_choices")
+        except BaseException:
             del self.runs[user]
-            raise Fault(409, f"training takes {MIN_CHOICES} choices, there are {len(chosen)}", code="too_few_choices")
+            raise
         run.task = asyncio.create_task(self._run(user, run, chosen))
 
     async def cancel(self, user: str) -> None:
@@ -121,8 +125,8 @@ class Trainer:
         except asyncio.CancelledError:
             run.state, run.message = "cancelled", "Stopped; everything is as it was."
             raise
-        except EdgealignError as error:
-            run.state, run.message = "failed", error.line()
+        except Exception as error:  # whatever it was: it must not keep everybody from training until a restart
+            run.state, run.message = "failed", _reason(error)
 
     async def _train(self, user: str, run: Run, choices: Path, out: Path) -> Artifact:
         """The command in a process of its own; what it says is the progress.
@@ -148,8 +152,8 @@ class Trainer:
         last = ""
         try:
             assert process.stderr is not None
-            async for line in process.stderr:
-                last = line.decode("utf-8", "replace").strip()[:LONGEST_LINE] or last
+            async for line in _lines(process.stderr):
+                last = line or last
                 _tell(run, last)
             code = await process.wait()
         finally:
@@ -239,6 +243,27 @@ def as_runtime_reads(engine: Engine, adapter: Path, converted: Path) -> Path:
 
         write_lora_executorch(adapter, out, inputs=read_inputs(folder))
     return out
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Lines of any length, cut; a stream's own iterator gives up at 64 KiB."""
+    rest = b""
+    while chunk := await stream.read(1 << 16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        rest = rest[:LONGEST_LINE]
+        for line in lines:
+            yield line[:LONGEST_LINE].decode("utf-8", "replace").strip()
+    yield rest.decode("utf-8", "replace").strip()
+
+
+def _reason(error: Exception) -> str:
+    """One line, without the words of errors that are not ours: they may be the user's."""
+    if isinstance(error, EdgealignError):
+        return error.line()
+    if isinstance(error, Fault):
+        return error.message
+    why = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+    return f"The training failed ({type(error).__name__}{why}); everything is as it was."
 
 
 def _tell(run: Run, line: str) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from assistant.faults import Fault
 from assistant.preferences import Chosen
 from assistant.store import Store
-from assistant.tastes import open_tastes
-from assistant.training import Trainer, as_runtime_reads, base_model
+from assistant.tastes import Tastes, open_tastes
+from assistant.training import Trainer, _lines, as_runtime_reads, base_model
 
 from edgealign.artifact import Check, open_artifact, publish
 from edgealign.data.forms import Message, Pair
@@ -82,6 +84,57 @@ def test_stopped_it_leaves_nothing(scripted: EngineMaker, tmp_path: Path) -> Non
         assert taste(served, "me", "DELETE", "/training")["training"]["state"] == "cancelled"
         assert taste(served, "me")["active"] == 4
         assert [each.name for each in (tmp_path / "home" / "users").iterdir() if each.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "OSError: No space left on device"),
+        (ValueError("canary-4471"), "The training failed (ValueError); everything is as it was."),
+        (Fault(503, "the model cannot answer", code="runtime_failed"), "the model cannot answer"),
+    ],
+)
+def test_whatever_goes_wrong_the_next_training_can_begin(
+    scripted: EngineMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    async def breaks(*_: object) -> None:
+        raise error
+
+    with serving(scripted(base_digest=starter_digest(), context=1024), tmp_path / "home") as served:
+        teach(served, "me")
+        with monkeypatch.context() as broken:
+            broken.setattr(Trainer, "_train", breaks)
+            taste(served, "me", "POST", "/training")
+            until(lambda: training(served, "me")["state"] != "running")
+        ended = training(served, "me")
+        assert ended["state"] == "failed"
+        assert said in ended["message"]
+        assert "canary" not in ended["message"]
+        assert taste(served, "me", "POST", "/training")["training"]["state"] == "running"
+
+
+def test_a_training_that_cannot_begin_keeps_nobody_from_theirs(
+    scripted: EngineMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> list[Chosen]:
+        raise OSError
+
+    with serving(scripted(base_digest=starter_digest(), context=1024), tmp_path / "home") as served:
+        teach(served, "me")
+        with monkeypatch.context() as broken:
+            broken.setattr(Tastes, "choices", breaks)
+            assert served.http.post("/api/taste/training", params={"user": "me"}).status_code == 500
+        assert taste(served, "me", "POST", "/training")["training"]["state"] == "running"
+
+
+def test_a_line_of_any_length_is_read() -> None:
+    async def read() -> list[str]:
+        stream = asyncio.StreamReader()
+        stream.feed_data(b"first\n" + b"x" * 200_000 + b"\nlast")
+        stream.feed_eof()
+        return [line async for line in _lines(stream)]
+
+    assert [line[:5] for line in asyncio.run(read())] == ["first", "xxxxx", "last"]
 
 
 def test_without_the_model_in_torch_it_says_so(scripted: EngineMaker, tmp_path: Path) -> None:
