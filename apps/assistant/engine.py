@@ -4,8 +4,8 @@
     async for event in engine.answer(Job(prompt=ids, sampling=sampling, user="ana")): ...   # Piece, ..., Answer
     await engine.lend(lambda session: score(session, ids))                                  # the base model's session
 
-The session lives in a process of its own, so that a native crash costs one answer and not the server; the next request
-opens it again. Every request starts from an empty state, under its own user: its answer depends on nothing else. Only a
+The session lives in a process of its own, so that a native crash, or a call that never returns, costs one answer and
+not the server; the next request opens it again. Every request starts from an empty state, under its own user: its answer depends on nothing else. Only a
 `keep` job, the next turn of a conversation, continues the state, and only if the user is the same one and the state is
 a beginning of its prompt.
 """
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from edgealign.runtimes.session import Session
 
 T = TypeVar("T")
+OPEN_S, CALL_S = 600.0, 120.0  # a runtime that is silent for longer, while it opens and in one call, is started again
+CLOSE_S = 5.0  # how long the end of the server waits for a call that does not come back
 PREFILL = 512  # prompt tokens between two looks at whether the request was cancelled; llama.cpp's own n_ubatch
 
 
@@ -176,16 +178,19 @@ class Engine:
         return await working
 
     def close(self) -> None:
-        """Stop what is being decoded, and free the model."""
+        """Stop what is being decoded, and free the model; a call that hangs is not waited for."""
         self._closing.set()
+        late = threading.Timer(CLOSE_S, getattr(self._session, "kill", lambda: None))
+        late.start()
         self._thread.shutdown()
+        late.cancel()
         self._session.close()
 
     def _work_lent(self, call: Callable[[Session], T]) -> T:
         """In the worker's thread: the state is anybody's guess afterwards."""
-        self._enter(None, keep=False, prompt=())
-        self._fed = []
         try:
+            self._enter(None, keep=False, prompt=())
+            self._fed = []
             return call(self._session)
         except Exception:
             self._broken = True
@@ -247,6 +252,8 @@ class Engine:
 
     def _enter(self, adapter: Path | None, *, keep: bool, prompt: tuple[int, ...]) -> int:
         """Make the state that a job starts from: its user's, and empty or a beginning of its prompt of this length."""
+        if self._closing.is_set():
+            raise EdgealignError("the server", "is ending", "start it again")
         if self._broken:
             self._session.close()
             self._session, self._broken, self._user, self._fed = self._open(), False, None, []
@@ -298,7 +305,9 @@ def open_engine(
     digests = {user: sha256_file(file) for user, file in weights.items() if file.is_file()}
 
     def open_session() -> ProcessSession:
-        return ProcessSession(folder, **options)
+        opened = ProcessSession(folder, timeout_s=OPEN_S, **options)
+        opened.timeout_s = CALL_S
+        return opened
 
     session = open_session()
     ready = [session]

@@ -95,6 +95,10 @@ class ProcessSession:
     def restore(self, state: bytes) -> None:
         self._call("restore", base64.b64encode(state).decode())
 
+    def kill(self) -> None:
+        """End the child now, from any thread: a call that is going on fails as a crash."""
+        self._child.kill()
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             cast("IO[bytes]", self._child.stdin).close()
@@ -125,7 +129,7 @@ class ProcessSession:
     def _call(self, name: str, *arguments: Any) -> Any:
         if self._child.poll() is not None:
             raise self._crash(name)
-        watchdog = threading.Timer(self.timeout_s, self._kill) if self.timeout_s else None
+        watchdog = threading.Timer(self.timeout_s, self._end_late) if self.timeout_s else None
         if watchdog:
             watchdog.start()
         try:
@@ -142,9 +146,9 @@ class ProcessSession:
             if watchdog:
                 watchdog.cancel()
 
-    def _kill(self) -> None:
+    def _end_late(self) -> None:
         self._late = True
-        self._child.kill()
+        self.kill()
 
     def _read(self, head: dict[str, Any], stdout: IO[bytes], name: str) -> Any:
         if "error" in head:

@@ -6,17 +6,20 @@ import asyncio
 import http.client
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+from assistant.engine import Engine, open_engine
 from assistant.pieces import Answer, Job
 
 from edgealign.personalize.tilt import Tilt, kl_nats, whole
-from edgealign.runtimes.process import ProcessSession
+from edgealign.runtimes.process import ProcessSession, RuntimeCrash
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.scripted import ScriptedSession
 
@@ -143,6 +146,44 @@ def test_a_crash_in_a_stream_is_an_error_event(scripted: EngineMaker, tmp_path: 
     last = json.loads(lines[-1].removeprefix("data: "))
     assert last["error"]["code"] == "runtime_failed"
     assert "[DONE]" not in lines[-1]
+
+
+def child_of(engine: Engine) -> psutil.Process:
+    session: Any = engine._session
+    return psutil.Process(session._child.pid)
+
+
+def test_a_runtime_that_hangs_costs_one_answer(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("assistant.engine.CALL_S", 3.0)
+    with serving(open_engine(tiny_model), tmp_path) as served:
+        ask = {**ASK, "model": served.model, "max_tokens": 2}
+        assert served.http.post("/v1/completions", json=ask).status_code == 200
+        child_of(served.engine).suspend()
+        hung = served.http.post("/v1/completions", json=ask)
+        assert hung.status_code == 503
+        assert "gave no answer in 3 s" in hung.json()["error"]["message"]
+        assert served.http.post("/v1/completions", json=ask).status_code == 200
+        child_of(served.engine).suspend()
+        with pytest.raises(RuntimeCrash, match="gave no answer"):
+            asyncio.run(served.engine.lend(lambda session: session.reset()))
+        assert served.http.post("/v1/completions", json=ask).status_code == 200
+
+
+def test_the_end_does_not_wait_for_a_runtime_that_hangs(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("assistant.engine.CLOSE_S", 0.5)
+    engine = open_engine(tiny_model)
+    child = child_of(engine)
+    child.suspend()
+    asking = engine._thread.submit(engine._work_lent, lambda session: session.reset())
+    begun_s = time.monotonic()
+    engine.close()
+    assert time.monotonic() - begun_s < 30.0  # and not 120, what a call may take
+    assert not child.is_running()
+    assert isinstance(asking.exception(), RuntimeCrash)
 
 
 def test_metrics_count_what_was_done(scripted_server: Served) -> None:
