@@ -2,6 +2,7 @@
 
     python benchmarks/objectives.py --data ../shared/data --work runs/objectives --out docs/results/objectives
     python benchmarks/objectives.py --data ../shared/data --objectives ln_dpo dpo ld_dpo --seeds 1 --pairs 100
+    python benchmarks/objectives.py --from docs/results/objectives/result.json more/result.json     # no training
 
 Every run starts from the same model (the starter), sees the same pairs of UKPConvArg1 and HH (a seed draws which, and
 which labels are flipped) for the same number of steps at the same learning rate, and has its objective's own defaults.
@@ -11,7 +12,8 @@ the model has gone: KL on the data's tokens, displacement of the chosen answers,
 
 All 132 runs on the shared data take about 100 minutes on 2 cores in use, as two processes with half of the objectives
 each. A run that is finished is not made again, and a directory of runs is kept for the settings that made them. `--out`
-gets table.md, result.json and objectives.png.
+gets table.md, result.json and objectives.png. `--from` makes them again of results, or of several that have settings,
+start and judge in common.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from objectives_report import draw, render
+from objectives_report import merge, render, write
 
 from edgealign.artifact import open_artifact, open_model, write_atomic
 from edgealign.bench.machine import machine_card
@@ -36,7 +38,7 @@ from edgealign.data import prepare
 from edgealign.data.forms import Pair, to_json
 from edgealign.data.read import read
 from edgealign.data.recipes import PrepareRecipe
-from edgealign.errors import CheckFailed, EdgealignError, InputError, writing
+from edgealign.errors import CheckFailed, EdgealignError, InputError, UsageError
 from edgealign.evaluate.language import _score as predict
 from edgealign.evaluate.preferences import answer_all, measure_ranking, measure_writing
 from edgealign.evaluate.recipes import PreferencesRecipe
@@ -172,6 +174,15 @@ def perplexity(model: Path, text: Path, threads: int) -> float:
     return float(np.exp(predict(model, held, recipe)[0].mean()))
 
 
+def longer_is_chosen(model: Path, pairs: Sequence[Pair]) -> float:
+    """The share of pairs whose chosen answer has more tokens, ties half: what ranking by length alone would reach."""
+    from edgealign.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    gaps = [len(tokenizer(pair.chosen)["input_ids"]) - len(tokenizer(pair.rejected)["input_ids"]) for pair in pairs]
+    return float(np.mean([0.5 * (1 + np.sign(gap)) for gap in gaps]))
+
+
 def draw_pairs(rows: Sequence[Pair], count: int, flipped: float, seed: int) -> list[Pair]:
     """`count` of the rows in a seed's order, a share with their sides exchanged; a source is an annotator."""
     rng = random.Random(seed)
@@ -203,6 +214,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         took = "known" if known else f"in {spent_s[-1]:.0f} s"
         say(f"{run.name}: {place} of {len(plan)} {took}, {left:.0f} min left")
     head = open_artifact(given["judge"])
+    ranked = measure_ranking({"start": start["path"]}, start["held_out"], start["settings"])["start"]
     result = {
         "schema": 1, "machine": machine_card(), "runs": rows,
         "settings": {
@@ -214,13 +226,11 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             "perplexity": perplexity(start["path"], given["text"], args.threads),
             "tokens": float(np.mean([row["tokens"] for row in start["answers"]])),
             "doom_loops": float(np.mean([row["loop"] for row in start["answers"]])),
+            "longer_is_chosen": longer_is_chosen(start["path"], start["held_out"]),
+            "accuracy": {name: found["value"] for name, found in ranked["accuracy"].items()},
         },
     }  # fmt: skip
-    with writing(args.out):
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.out / "result.json", json.dumps(result, indent=1) + "\n")
-        write_atomic(args.out / "table.md", render(result) + "\n")
-        draw(result, args.out / "objectives.png")
+    write(result, args.out)
     return result
 
 
@@ -257,7 +267,8 @@ def _write_rows(file: Path, rows: Sequence[Pair]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="directory of the real data")
+    parser.add_argument("--data", type=Path, help="directory of the real data")
+    parser.add_argument("--from", dest="known", type=Path, nargs="+", metavar="RESULT", help="train nothing")
     parser.add_argument("--model", default="starter")
     parser.add_argument("--objectives", nargs="+", default=list(CHOSEN), metavar="KEY")
     parser.add_argument("--seeds", type=int, default=3)
@@ -273,7 +284,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/results/objectives"))
     args = parser.parse_args(argv)
     try:
-        print(render(compare(args)))
+        if args.known:
+            result = merge(args.known)
+            write(result, args.out)
+        elif args.data:
+            result = compare(args)
+        else:
+            raise UsageError("--data", "is missing", "give the directory of the real data, or --from RESULT")
+        print(render(result))
     except EdgealignError as error:
         print(error.line(), file=sys.stderr)
         return error.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -27,10 +28,29 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def run(objective: str, seed: int, tokens: float, accuracy: float, *, flipped: float = 0.0) -> dict[str, Any]:
+    scales = {"sum": accuracy, "mean": accuracy - 0.1, "sum_free": 0.35, "mean_free": 0.55}
     return {
         "objective": objective, "flipped": flipped, "seed": seed, "failed": None, "perplexity": 100.0,
-        "ranking": {"accuracy": {"mean": {"value": accuracy}}, "kl_on_data": 0.01, "displacement": -0.1},
-        "writing": {"tokens": {"value": tokens}, "doom_loops": 0.0, "win_rate": {"controlled": 0.5, "raw": 0.6}},
+        "ranking": {
+            "accuracy": {name: {"value": value} for name, value in scales.items()}, "kl_on_data": 0.01,
+            "displacement": -0.1,
+        },
+        "writing": {
+            "tokens": {"value": tokens}, "ended": 0.9, "doom_loops": 0.0, "win_rate": {"controlled": 0.5, "raw": 0.6},
+        },
+    }  # fmt: skip
+
+
+def result_of(rows: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
+    return {
+        "runs": rows,
+        "settings": {"pairs": 1, "learning_rate": 1e-4, "seeds": 2, "held_out": 3, "prompts": 4, **settings},
+        "judge": {"held_out_accuracy": 0.6},
+        "start": {
+            "tokens": 20.0, "doom_loops": 0.1, "perplexity": 99.0, "longer_is_chosen": 0.65,
+            "accuracy": {"sum_free": 0.3, "mean_free": 0.5},
+        },
+        "machine": {"cpu": "A CPU", "cores_usable": 2, "os": "An OS"},
     }  # fmt: skip
 
 
@@ -68,17 +88,48 @@ def test_a_claim_is_confirmed_where_every_seed_agrees(monkeypatch: pytest.Monkey
     found = {entry["claim"].split()[0]: entry["verdict"] for entry in report.judge_claims(rows)}
     assert found == {"LN-DPO": "seen in every seed", "LD-DPO": "mixed", "R-DPO": "not seen in any seed"}
     failed = {**run("dpo", 2, 1, 0.1), "failed": "loss nan: stopped being a number"}
-    result = {
-        "runs": [*rows, failed],
-        "settings": {"pairs": 1, "learning_rate": 1e-4, "seeds": 2, "held_out": 3, "prompts": 4},
-        "judge": {"held_out_accuracy": 0.6}, "start": {"tokens": 20.0, "doom_loops": 0.1, "perplexity": 99.0},
-        "machine": {"cpu": "A CPU", "cores_usable": 2, "os": "An OS"},
-    }  # fmt: skip
+    result = result_of([*rows, failed])
     text = report.render(result)
-    assert "| ln_dpo | 60% [60%, 60%] |" in text
+    assert "| ln_dpo | 60.0% [60.0%, 60.0%] | **50.0% [50.0%, 50.0%]** |" in text
+    assert "| dpo | **60.0% [60.0%, 60.0%]** | 50.0% [50.0%, 50.0%] |" in text
+    assert "the chosen one in 65.0% of these pairs" in text
     assert "seen in every seed" in text
     report.draw(result, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_results_made_alike_are_put_together_and_others_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = load("objectives", monkeypatch)
+    results = {
+        "old": result_of([run("dpo", 0, 30, 0.6)]), "new": result_of([run("simpo", 0, 20, 0.6)]),
+        "other": result_of([run("hinge", 0, 20, 0.6)], pairs=2),
+    }  # fmt: skip
+    for name, result in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    old, new, other = (str(tmp_path / f"{name}.json") for name in results)
+    out = ["--out", str(tmp_path / "out")]
+    assert program.main(["--from", old, new, *out]) == 0
+    made = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [row["objective"] for row in made["runs"]] == ["dpo", "simpo"]
+    assert "| simpo |" in (tmp_path / "out" / "table.md").read_text()
+    capsys.readouterr()
+    for given, words in (
+        (["--from", old, other], "has another settings than"), (["--from", old, old], "has the run dpo-0-0, which"),
+        (["--from", old, str(tmp_path / "out" / "table.md")], "is no result.json"), ([], "--data: is missing"),
+    ):  # fmt: skip
+        assert program.main([*given, "--out", str(tmp_path / "no")]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_published_table_is_what_the_published_numbers_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, folder = load("objectives_report", monkeypatch), FOLDER.parent / "docs" / "results" / "objectives"
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert report.render(result) + "\n" == (folder / "table.md").read_text(encoding="utf-8")
 
 
 def test_the_race_with_trl_says_whether_the_goal_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
