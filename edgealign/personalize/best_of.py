@@ -10,7 +10,7 @@ Shape legend: U users, P prompts, n answers of a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,8 @@ def best_of_report(
     teachers = TextUsers.draw(material.pool, KIND, recipe.users, seed=seed, part=SEEN)
     taught, _ = teachers.choose(seen_prompts, recipe.pairs, seed=seed, flips=recipe.flips)
     heads: dict[str, Head] = {name: learn(HEADS.load(name), taught, recipe, seed) for name in recipe.heads}
+    states = {name: [[head.fit(each.own.take(slice(k))) for each in people] for k in GIVEN]
+              for name, head in heads.items()}  # fmt: skip
     asked = [material.rows[number] for number in new_prompts[: recipe.drawn_prompts]]
     _, shown = users.choose(new_prompts, recipe.asked, seed=seed + 1, noiseless=True)
     report: dict[str, Any] = {"kind": KIND, "prompts": len(asked), "n": recipe.drawn, "runtimes": {}}
@@ -68,7 +70,9 @@ def best_of_report(
         session = open_session(place, threads=recipe.threads or usable_cores())
         try:
             drawn = draw(recipe, material, session, tokenizer, asked, label)
-            row: dict[str, Any] = {name: gains(head, people, users, drawn, recipe) for name, head in heads.items()}
+            row: dict[str, Any] = {
+                name: gains(head, states[name], users, drawn, recipe) for name, head in heads.items()
+            }
             lore = heads.get("lore")
             row["tilt"] = (
                 tilt_report(recipe, material, session, tokenizer, lore, people, users, asked, label)
@@ -100,17 +104,22 @@ def draw(
     return Drawn((found @ material.components).reshape(shape), traits.reshape(shape))
 
 
-def gains(head: Head, people: list[Person], users: TextUsers, drawn: Drawn, recipe: FewShotRecipe) -> dict[str, Any]:
-    """Mean true reward of what is picked after k choices, minus that of a blind pick; and the oracle's."""
+def gains(
+    head: Head, states: Sequence[Sequence[Any]], users: TextUsers, drawn: Drawn, recipe: FewShotRecipe
+) -> dict[str, Any]:
+    """Mean true reward of what is picked after k choices, minus that of a blind pick; and the oracle's.
+
+    Args:
+        states: what was fitted to each user's first k choices, in the order of `GIVEN`.
+    """
     prompts, count, _ = drawn.traits.shape
     worth = users.rewards(drawn.traits.reshape(prompts * count, -1)).reshape(users.count, prompts, count)
     blind = worth.mean((1, 2))
     picked: dict[int, Floats] = {}
     wrong: dict[int, Floats] = {}
-    for k in GIVEN:
-        states = [head.fit(person.own.take(slice(k))) for person in people]
+    for k, fitted in zip(GIVEN, states, strict=True):
         for found, shift in ((picked, 0), (wrong, 1)):
-            places = [pick(head, states[user - shift], drawn.components) for user in range(users.count)]
+            places = [pick(head, fitted[user - shift], drawn.components) for user in range(users.count)]
             found[k] = np.array([_at(worth[user], place) for user, place in enumerate(places)])
     best = worth.max(2).mean(1) - blind
     return {

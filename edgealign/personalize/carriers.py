@@ -24,7 +24,7 @@ from edgealign.personalize.lore_head import Lore
 from edgealign.personalize.planted import Person
 from edgealign.personalize.recipes import FewShotRecipe
 from edgealign.personalize.text_users import TextUsers, paired_gain
-from edgealign.personalize.tilt import Tilt
+from edgealign.personalize.tilt import Tilt, sentence_ends, whole
 from edgealign.progress import bar
 from edgealign.runtimes.generate import generate
 from edgealign.runtimes.recipes import Sampling
@@ -46,7 +46,8 @@ def tilt_report(
     """By strength: gain in reward with its interval over users, nats a token, milliseconds a token."""
     basis = open_head(head, material)
     prompts = [encode_prompt(tokenizer, each.prompt, typed=True) for each in asked[:MOST_PROMPTS]]
-    stop, few = {end_of_turn_id(tokenizer)}, people[:MOST_USERS]
+    end, few = end_of_turn_id(tokenizer), people[:MOST_USERS]
+    closing = sentence_ends(tokenizer)
     said: dict[float, list[list[str]]] = {}
     kl: dict[float, list[float]] = {}
     cost: dict[float, list[float]] = {}
@@ -63,7 +64,8 @@ def tilt_report(
                     )
                     session.reset()
                     started_s = time.perf_counter()
-                    found = generate(session, prompt, sampling=sampling, stop=stop, hooks=[tilt])
+                    hooks = [whole(tilt, [end], closing)]  # as the assistant speaks
+                    found = generate(session, prompt, sampling=sampling, stop={end}, hooks=hooks)
                     spent_s = time.perf_counter() - started_s
                     cost.setdefault(strength, []).append(1000 * spent_s / max(1, len(found.tokens)))
                     kl.setdefault(strength, []).append(tilt.mean_kl_nats)

@@ -1,4 +1,4 @@
-"""The few-shot evaluation as people read it: report.md with tables, table.md, curves.png, said.png."""
+"""The few-shot evaluation as people read it: report.md with tables, table.md, curves.png, said.png, kl.png."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def write_report(folder: Path, result: Mapping[str, Any], recipe: FewShotRecipe,
     """Write the report's files into `folder`."""
     draw_curves(folder / "curves.png", result)
     draw_said(folder / "said.png", result["said"])
+    draw_kl(folder / "kl.png", result["said"])
     tables = [curve_table(kind, row) for kind, row in result["populations"].items()]
     said = said_table(result["said"])
     failed = [check for check in checks if not check.passed]
@@ -39,6 +40,7 @@ def write_report(folder: Path, result: Mapping[str, Any], recipe: FewShotRecipe,
         f"against a blind pick of the same answers; every runtime draws and reads its own. Reward in standard "
         f"deviations of the true taste; at most {result['said']['kl_nats']:.2f} nats of KL an answer.", "",
         "![Reward of what is said](said.png)", "", said,
+        "![Reward of what is said against what it costs in KL](kl.png)", "",
         f"Reward accuracy and reward of what is said, over the heads (torch, 8 choices): {order(result)}.", "",
         "## Checks", "",
         *[f"- {'passed' if check.passed else 'FAILED'}: {check.name} ({check.value:+.4f}; {check.note})"
@@ -52,14 +54,15 @@ def write_report(folder: Path, result: Mapping[str, Any], recipe: FewShotRecipe,
 def curve_table(kind: str, row: Mapping[str, Any]) -> str:
     """One population: a line a head, accuracies by the number of choices."""
     heads = ("learned by", *map(str, KS), "gain at 8 (95 %)", "another's at 8", "shuffled at 8", "worst decile at 8",
-             "regret", "bytes", "fit, ms")  # fmt: skip
+             "gap closed at 16", "regret", "bytes", "fit, ms")  # fmt: skip
     lines = [f"**{WORDS.get(kind, kind)}** (`{kind}`)", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, found in row["heads"].items():
         gain = found["gain"][8]
         cells = [name, *(f"{found['accuracy'][k]:.3f}" for k in KS)]
         cells += [f"{100 * gain['mean']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"]
         cells += [f"{100 * found[control][8]['mean']:+.1f}" for control in ("another user's", "shuffled")]
-        cells += [f"{found['worst decile'][8]:.3f}", f"{found['regret']:.2f}", str(found["bytes"])]
+        cells += [f"{found['worst decile'][8]:.3f}", f"{found['recovered'][16]:.0%}"]
+        cells += [f"{found['regret']:.2f}", str(found["bytes"])]
         cells += [f"{found['fit_ms']:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     cells = ["own choices alone", *(f"{row['scratch'][k]:.3f}" for k in KS)]
@@ -67,8 +70,14 @@ def curve_table(kind: str, row: Mapping[str, Any]) -> str:
     name, found = next(iter(row["heads"].items()))
     others = ", ".join(f"{cell} {value:.3f}" for cell, value in found["cells"].items())
     lines += ["", f"The model's own likelihood: {row['likelihood']:.3f}. A probe that sees only format: "
-              f"{row['probe']:.3f}. {name} with all choices: {others}.", ""]  # fmt: skip
+              f"{row['probe']:.3f}. {name} with all choices: {others}.", *_ahead(name, found), ""]  # fmt: skip
     return "\n".join(lines)
+
+
+def _ahead(name: str, found: Mapping[str, Any]) -> list[str]:
+    """A head against LoRe's released step, in points with their standard errors."""
+    gaps = [f"{k}: {100 * gap['mean']:+.1f} ± {100 * gap['error']:.1f}" for k, gap in found["ahead"].items() if k]
+    return ["", f"{name} ahead of lore-released, user by user, in points: {', '.join(gaps)}."] if gaps else []
 
 
 def said_table(said: Mapping[str, Any]) -> str:
@@ -101,6 +110,33 @@ def tilt_table(said: Mapping[str, Any]) -> list[str]:
             cells += [f"{found['kl_nats']:.3f}", f"{found['token_ms']:.2f}", f"{found['empty']:.0%}"]
             lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def draw_kl(file: Path, said: Mapping[str, Any]) -> None:
+    """Gain of the tilted answers against the KL they pay: a line a runtime, a point a strength."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.4, 4.2))
+    for colour, (label, row) in zip(COLOURS, said["runtimes"].items(), strict=False):
+        points = list(row["tilt"].items())
+        gains = [found["gain"] for _, found in points]
+        paid = [found["kl_nats"] for _, found in points]
+        means = [gain["mean"] for gain in gains]
+        reach = [[gain["mean"] - gain["low"] for gain in gains], [gain["high"] - gain["mean"] for gain in gains]]
+        axis.errorbar(paid, means, yerr=reach, color=colour, marker="o", markersize=4, capsize=2, label=label)
+        for (strength, _), x, y in zip(points, paid, means, strict=True):
+            axis.annotate(strength, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7, color=colour)
+    axis.axhline(0, color="grey", linewidth=0.8)
+    axis.set_xlabel("KL to the model's own answers, nats a token")
+    axis.set_ylabel("reward of the tilted answer, sd over its own")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
 
 
 def order(result: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Planted users on the starter's own answers: what the evaluation promises, and that it would catch us cheating.
 
-The tests' numbers (T1 to T15) are those of the protocol that the evaluation follows.
+The tests' numbers (T1 ...) are those of the protocol that the evaluation follows; T8 is in test_lore.py, T11 a line of the
+report.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgealign import targets
 from edgealign.artifact import open_artifact, open_model
 from edgealign.data.synthetic import write_jsonl
 from edgealign.errors import InputError, RecipeError, UsageError
+from edgealign.export_recipes import ExportRecipe
 from edgealign.models.load import load_tokenizer
-from edgealign.personalize import candidates, few_shot
+from edgealign.personalize import best_of, candidates, few_shot
 from edgealign.personalize.heads import HEADS
 from edgealign.personalize.planted import accuracy, curve
 from edgealign.personalize.recipes import CandidatesRecipe, FewShotRecipe
@@ -80,7 +83,9 @@ def test_eight_choices_beat_none_for_distinct_users_and_more_choices_beat_eight(
     """T1, T2."""
     row = distinct["heads"]["lore"]
     assert row["gain"][8]["low"] > 0
-    assert row["accuracy"][32] > row["accuracy"][8] > row["accuracy"][1]
+    right = row["accuracy"]
+    assert right[32] > right[8] > right[1]
+    assert right[16] > right[4] > right[1]
 
 
 @pytest.mark.slow
@@ -156,6 +161,21 @@ def test_what_is_learned_points_to_the_planted_taste_and_further_with_more_choic
     assert (end - start) / (1 - start) >= 0.3
 
 
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_choices_move_what_is_said_and_a_bundle_ranks_as_torch_does(material, tmp_path: Path) -> None:
+    """T10, T13: best of four answers that each runtime draws and reads itself."""
+    source = open_model("starter")
+    gguf = targets.run(ExportRecipe(quant="q8_0"), target="gguf", model="starter", out=tmp_path / "q8")
+    recipe = dataclasses.replace(SMALL, users=120, strengths=(), drawn_prompts=12)
+    places = {"torch": source.path, "gguf": gguf.path}
+    said = best_of.best_of_report(recipe, material, places, load_tokenizer(source.path))
+    for row in said["runtimes"].values():
+        assert row["lore"]["gain"][8]["low"] > 0
+        assert row["lore"]["gain"][8]["mean"] > row["lore"]["wrong"][8]
+    assert abs(said["runtimes"]["gguf"]["accuracy"] - said["runtimes"]["torch"]["accuracy"]) <= few_shot.SAME
+
+
 def _both(gaps: np.ndarray) -> np.ndarray:
     return np.r_[gaps, -gaps]
 
@@ -169,7 +189,7 @@ def test_a_report_has_its_tables_pictures_and_checks(drawn: Path, tmp_path: Path
     few_shot.run(recipe, model="starter", candidates=drawn, out=out, cache=tmp_path / "cache")
     artifact = open_artifact(out, kind="report")
     files = {entry.path for entry in artifact.manifest.files}
-    assert {"report.md", "table.md", "curves.png", "said.png", "result.json"} <= files
+    assert {"report.md", "table.md", "curves.png", "said.png", "kl.png", "result.json"} <= files
     result = json.loads((out / "result.json").read_text())
     names = [check.name for check in artifact.manifest.checks]
     assert "signed-0.1: 8 choices beat 0" in names

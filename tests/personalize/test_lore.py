@@ -95,6 +95,25 @@ def test_the_released_step_is_beaten_at_every_number_of_choices(distinct):
         assert gain.mean() > -gain.std() / np.sqrt(150), k
 
 
+def test_more_directions_than_people_differ_in_add_nothing_and_none_is_unused():
+    """T8: tastes differ in RANK ways; accuracy rises up to there and no further."""
+    world = World(1.5, seed=5)
+    gaps = world.choices(world.users(300), 24).reshape(-1, FEATURES)
+    tastes = world.users(200)
+    own, held_out = world.choices(tastes, 16), world.choices(tastes, 200)
+    found = {}
+    for rank in (1, 2, RANK, 2 * RANK):
+        basis = learn_basis(gaps, np.repeat(np.arange(300), 24), rank=rank)
+        found[rank] = accuracy(basis, fit_users(basis.project(own)).weights, held_out).mean()
+        if rank == RANK:
+            lengths = np.linalg.norm(basis.directions, axis=0)
+            cosines = np.abs(np.corrcoef(basis.directions.T)[np.triu_indices(RANK, 1)])
+            assert cosines.mean() < 0.5
+            assert lengths.min() > 0.2 * lengths.max()
+    assert found[1] + 0.01 < found[2] < found[RANK] - 0.01
+    assert abs(found[2 * RANK] - found[RANK]) < 0.01
+
+
 def test_the_weights_are_where_the_gradient_vanishes(distinct):
     world, basis = distinct
     gaps = basis.project(world.choices(world.users(5), 7))
