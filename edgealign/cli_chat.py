@@ -22,14 +22,14 @@ def chat(
     model: Annotated[str | None, typer.Option("--model", help="model directory or hub id; none: the starter")] = None,
     bundle: Annotated[Path | None, typer.Option("--bundle", help="an exported bundle, in its own runtime")] = None,
     adapter: Annotated[
-        str | None, typer.Option("--adapter", help="a user's adapter directory; with --bundle the user's name")
+        str | None, typer.Option("--adapter", help="what personalize published; or, with --bundle, one of its users")
     ] = None,
     user: Annotated[
-        str | None, typer.Option("--user", help="who is speaking: their choices shape the answers (edgealign users)")
+        str | None, typer.Option("--user", help="who is speaking, with their version in use (edgealign users)")
     ] = None,
     basis: Annotated[
         str | None,
-        typer.Option("--basis", help="with --user: what people differ in (edgealign basis); none: the starter's"),
+        typer.Option("--basis", help="what people differ in (edgealign basis); none: the starter's"),
     ] = None,
     config: ConfigOption = None,
     json: Annotated[bool, typer.Option("--json", help="print a JSON line for each answer")] = False,

@@ -1,7 +1,8 @@
-"""`edgealign basis | lora-basis | start | personalize` fit; `edgealign users ask | list | show | rollback | forget`."""
+"""`edgealign basis | lora-basis | start | personalize` fit; `edgealign users add | ask | list | show | ...` keep."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,8 +24,18 @@ from edgealign.errors import RecipeError, UsageError
 app = typer.Typer(help="The people of this machine and their adapters.", no_args_is_help=True, rich_markup_mode=None)
 METHODS = {
     "lora": "personalize", "lore": "personalize_embedding", "fspo": "personalize_fspo",
-    "direction": "personalize_direction", "lora-mix": "personalize_mix",
+    "direction": "personalize_direction", "lora-mix": "personalize_mix", "linear": "personalize_linear",
 }  # fmt: skip
+TAKES = {
+    "lora": ("choices", "population", "start"), "lore": ("choices", "basis", "bundle"), "fspo": ("choices",),
+    "direction": ("choices",), "lora-mix": ("choices", "basis", "bundle", "loras"), "linear": ("preference",),
+}  # fmt: skip
+NEEDED = {  # of what a method takes; the others may be left out
+    "choices": "give the user's choices: --choices PAIRS",
+    "basis": "learn one: edgealign basis --model M --choices PAIRS --out DIR",
+    "loras": "make them: edgealign lora-basis --model M --basis B --candidates C",
+    "preference": "say what answers should be like: --preference TEXT",
+}
 NameArgument = Annotated[str, typer.Argument(help="whose: a name in the registry")]
 RegistryOption = Annotated[
     Path | None, typer.Option("--registry", help="directory; none: EDGEALIGN_USERS, or this account's own")
@@ -91,8 +102,13 @@ def personalize(
     *,
     model: ModelOption,
     out: OutOption,
-    choices: Annotated[str, typer.Option("--choices", help="the user's choices: pairs as JSONL")],
+    choices: Annotated[
+        str | None, typer.Option("--choices", help="the user's choices: pairs as JSONL; not for linear")
+    ] = None,
     user: Annotated[str, typer.Option("--user", help="whose choices: the user_id")],
+    preference: Annotated[
+        str | None, typer.Option("--preference", help="linear: what answers should be like, in words")
+    ] = None,
     population: Annotated[
         Path | None, typer.Option("--population", help="lora: a LoRA fitted on many users, the start")
     ] = None,
@@ -106,7 +122,7 @@ def personalize(
         Path | None, typer.Option("--bundle", help="lore, lora-mix: an export of the model that reads the answers")
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="lora, lore (an embedding), lora-mix, fspo, direction")
+        str, typer.Option("--method", help="lora, lore (an embedding), lora-mix, fspo, direction, linear")
     ] = "lora",
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
@@ -116,20 +132,42 @@ def personalize(
     """Fit one user: an embedding or a mix from 1 choice on, others from 4; published only if it does no harm."""
     if method not in METHODS:
         raise RecipeError(method, "is not a personalisation method", f"choose one of: {', '.join(METHODS)}")
-    arguments: dict[str, Any] = {"model": model, "choices": choices, "user": user, "out": out}
     _refuse(method, _foreign(METHODS[method], overrides))
     given: dict[str, Any] = {
-        "population": population, "start": start, "basis": basis, "bundle": bundle, "loras": loras
+        "choices": choices, "population": population, "start": start, "basis": basis, "bundle": bundle,
+        "loras": loras, "preference": preference,
     }  # fmt: skip
-    takes = {"lora": ("population", "start"), "lore": ("basis", "bundle"), "lora-mix": ("basis", "bundle", "loras")}
-    own = takes.get(method, ())
+    own = TAKES[method]
     _refuse(method, {f"--{name}": value for name, value in given.items() if name not in own})
-    if "basis" in own and basis is None:
-        raise UsageError("--basis", "is missing", "learn one: edgealign basis --model M --choices PAIRS --out DIR")
-    if "loras" in own and loras is None:
-        raise UsageError("--loras", "is missing", "make them: edgealign lora-basis --model M --basis B --candidates C")
-    arguments.update({name: given[name] for name in own})
+    for name in own:
+        if given[name] is None and name in NEEDED:
+            raise UsageError(f"--{name}", "is missing", NEEDED[name])
+    arguments: dict[str, Any] = {"model": model, "user": user, "out": out} | {name: given[name] for name in own}
     cli_options.run_stage(METHODS[method], overrides, config, dry_run, json, **arguments)
+
+
+@app.command()
+def add(
+    name: NameArgument,
+    adapter: Annotated[Path, typer.Argument(help="what edgealign personalize published, of any method")],
+    *,
+    model: Annotated[
+        str | None, typer.Option("--model", help="refuse it unless it belongs to this model, or bundle of it")
+    ] = None,
+    registry: RegistryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Take a published adapter in as a user's next version, and use it: edgealign chat --user NAME."""
+    from edgealign.personalize.adapter import check_adapter_place, open_user
+    from edgealign.personalize.users import Users
+
+    opened = open_user(adapter)
+    if model is not None:
+        check_adapter_place(opened, model)
+    with Users(registry) as users:
+        users.add_version(name, opened.path)
+        row = _plain(users.user(name))
+    cli_options.emit(row, json=json, text=_show_text)
 
 
 @app.command()
@@ -221,8 +259,6 @@ def _refuse(method: str, given: dict[str, Any]) -> None:
 
 def _foreign(stage: str, overrides: Overrides) -> dict[str, Any]:
     """The options that this stage's recipe does not have."""
-    import dataclasses
-
     from edgealign import stages
 
     known = {field.name for field in dataclasses.fields(stages.recipe_class(stage))}
@@ -234,11 +270,24 @@ def _plain(user: Any) -> dict[str, Any]:
         {
             "version": each.number, "made": time.strftime("%Y-%m-%d %H:%M", time.localtime(each.made_s)),
             "method": each.method, "choices": each.choices, "words": each.words, "score": each.score,
-            "population": each.population, "digest": each.digest, "folder": str(each.folder),
+            "population": each.population, "digest": each.digest, "folder": str(each.folder), **_facts(each.folder),
         }
         for each in user.versions
     ]  # fmt: skip
     return {"name": user.name, "choices": user.choices, "active": user.active, "versions": versions}
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What the manifest of a version says: its model, and what it was held to."""
+    from edgealign.artifact import read_manifest
+    from edgealign.errors import ArtifactError
+
+    try:
+        manifest = read_manifest(folder)
+    except ArtifactError as error:
+        return {"model": "", "checks": [], "fault": error.line()}
+    checks = [dataclasses.asdict(check) for check in manifest.checks]
+    return {"model": str(manifest.meta.get("base_digest", "")), "checks": checks}
 
 
 def _list_text(result: dict[str, Any]) -> str:
@@ -255,12 +304,20 @@ def _show_text(row: dict[str, Any]) -> str:
     lines = [f"{row['name']}: {_counted(row)} choices"]
     lines.append(f"{'*' if row['active'] == 0 else ' '} 0  the model as it is for everybody")
     for each in row["versions"]:
-        score = "" if each["score"] is None else f", {each['score']:.3f} (population {each['population']:.3f})"
+        count = f" from {each['choices']} choices" if each["method"] != "linear" else ""
+        words = each["words"] or ("as everybody" if each["method"] == "lore" else "")
         lines.append(
-            f"{'*' if each['version'] == row['active'] else ' '} {each['version']}  {each['made']}, {each['method']} "
-            f"from {each['choices']} choices{score}: {each['words'] or 'as everybody'}  [{each['digest'][:12]}]"
+            f"{'*' if each['version'] == row['active'] else ' '} {each['version']}  {each['made']}, {each['method']}"
+            f"{count}{': ' if words else ''}{words}  [{each['digest'][:12]}, of the model {each['model'][:12] or '?'}]"
         )
+        lines += [f"       {_check_text(check)}" for check in each["checks"]]
+        lines += [f"       {each['fault']}"] if "fault" in each else []
     return "\n".join(lines)
+
+
+def _check_text(check: dict[str, Any]) -> str:
+    value, bar = (("-" if check[name] is None else f"{check[name]:.3f}") for name in ("value", "tolerance"))
+    return f"{check['name']} {value}, held to {bar}"
 
 
 def _counted(row: dict[str, Any]) -> int:

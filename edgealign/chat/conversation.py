@@ -8,6 +8,7 @@ What is typed is text: somebody may ask about `<|im_end|>` without ending their 
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from edgealign.data.forms import Message
 from edgealign.errors import InputError, UsageError
 from edgealign.personalize.linear import MixedSession, Mixing, find_lead, system_text
 from edgealign.personalize.steering_recipe import STRENGTH
+from edgealign.personalize.users import shred
 
 if TYPE_CHECKING:
     from edgealign.runtimes.generate import LogitsHook
@@ -46,15 +48,20 @@ class Conversation:
     """Turns with one model; `context` is what prompt and answer may hold, in tokens."""
 
     def __init__(
-        self, session: Session, tokenizer: Any, recipe: ChatRecipe, *, context: int, base_digest: str | None = None
-    ) -> None:
+        self, session: Session, tokenizer: Any, recipe: ChatRecipe, *, context: int, base_digest: str | None = None,
+        place: Path | None = None, reopen: Callable[[ChatRecipe], Session] | None = None,
+    ) -> None:  # fmt: skip
         from edgealign.data.encode import end_of_turn_id
 
         self.session, self.tokenizer, self.recipe, self.context = session, tokenizer, recipe, context
         self.base_digest = base_digest  # of the model in torch
+        self.place = place or Path()  # of the model or the bundle
+        self.given = recipe  # as everybody has it
+        self.made: Path | None = None  # a folder that goes with the conversation
+        self._reopen = reopen
         self.system = ""
-        self.hooks: Callable[[], Sequence[LogitsHook]] = tuple  # what shapes an answer
         self.turns: list[Message] = []
+        self._shape()
         self._fed: list[int] = []
         self._asked = 0
         self.end = end_of_turn_id(tokenizer)
@@ -76,8 +83,7 @@ class Conversation:
         hooks = self.hooks()
         known = len(self._fed)
         if not known or prompt[:known] != self._fed or known == len(prompt):
-            self.session.reset()
-            known = 0
+            known = self.begin(prompt)
         self._fed = []  # until the answer is through, nobody knows
         stream, count = TextStream(self.tokenizer), 0
 
@@ -116,10 +122,12 @@ class Conversation:
         self.unsettle()
         found = []
         for number, each in enumerate(hooks):
-            self.session.reset()
+            known = self.begin(prompt)
             self._asked += 1
             sampling = replace(self.recipe, max_tokens=room, seed=self.recipe.seed + self._asked + 1000 * number)
-            made = generate(self.session, prompt, sampling=sampling, stop={self.end}, hooks=each)
+            made = generate(
+                self.session, prompt[known:], before=prompt[:known], sampling=sampling, stop={self.end}, hooks=each
+            )
             found.append(str(self.tokenizer.decode(made.tokens, skip_special_tokens=True)).strip())
         return found
 
@@ -145,6 +153,29 @@ class Conversation:
         """Somebody else used the session: the next answer feeds everything."""
         self._fed = []
 
+    def plain(self) -> None:
+        """Speak as everybody: no adapter, nothing that shapes answers, the preference that was given if any."""
+        self._shape()
+        if self.recipe is not self.given:
+            self._open_with(self.given)
+        self.session.set_user(None)
+        self.unsettle()
+
+    def prefer(self, preference: str, strength: float) -> None:
+        """Follow a stated preference; `plain` ends it.
+
+        Raises:
+            InputError: the model's template cannot state one; nothing changed.
+        """
+        find_lead(self.tokenizer, preference, self.system)
+        self._open_with(replace(self.given, preference=preference, strength=strength))
+
+    def close(self) -> None:
+        """Free the model, and overwrite what was made of an adapter for this conversation only."""
+        self.session.close()
+        if self.made is not None:
+            shred(self.made)
+
     def reset(self, *, system: str | None = None) -> None:
         """Forget every turn, and take another system turn if one is given.
 
@@ -165,11 +196,31 @@ class Conversation:
         from edgealign.data.encode import encode_prompt
 
         def encode(messages: Sequence[Message]) -> Sequence[int]:
-            return encode_prompt(self.tokenizer, messages, typed=True)
+            return encode_prompt(self.tokenizer, self.frame(messages), typed=True)
 
         system = system_text(self.recipe.preference or "", self.system)
         head = [Message("system", system)] if system else []
         return fit_prompt(encode, head, self.turns, asked, max_tokens=self.recipe.max_tokens, context=self.context)
+
+    def _shape(self) -> None:
+        """Nothing shapes answers."""
+        self.hooks: Callable[[], Sequence[LogitsHook]] = tuple
+        self.frame: Callable[[Sequence[Message]], Sequence[Message]] = tuple  # what stands around the turns
+        # Empties the session before a prompt is fed; how many of its tokens are in the state already.
+        self.begin: Callable[[Sequence[int]], int] = self._empty
+
+    def _empty(self, _: Sequence[int]) -> int:
+        self.session.reset()
+        return 0
+
+    def _open_with(self, recipe: ChatRecipe) -> None:
+        """Another session on the same model. The old one goes first: two may not fit."""
+        assert self._reopen is not None, "a conversation that nobody can open again"
+        self.session.close()
+        self.session, self.recipe = self._reopen(recipe), recipe
+        if isinstance(self.session, MixedSession):
+            self.session.prefer(find_lead(self.tokenizer, str(recipe.preference), self.system))
+        self.unsettle()
 
     def _remember(self, asked: str, answered: str, dropped: int) -> None:
         """Both turns, or neither where nothing was said: a template need not know an empty answer."""
@@ -205,12 +256,14 @@ def fit_prompt(
 
 
 def open_conversation(
-    recipe: ChatRecipe, *, model: str | None = None, bundle: Path | None = None, adapter: str | None = None
-) -> Conversation:
+    recipe: ChatRecipe, *, model: str | None = None, bundle: Path | None = None, adapter: str | None = None,
+    basis: str | None = None,
+) -> Conversation:  # fmt: skip
     """A conversation with a model in torch, or with a bundle in its own runtime; neither is the starter.
 
     Args:
-        adapter: a user's LoRA directory; with a bundle the name of one of its users.
+        adapter: a directory that `edgealign personalize` published, of any method; or the name of a bundle's user.
+        basis: what users differ in, for an adapter that is weights on one; None: the starter's.
 
     Raises:
         UsageError: model and bundle, an adapter that belongs to neither, or a strength without a preference.
@@ -227,24 +280,50 @@ def open_conversation(
     if bundle is not None:
         if model is not None:
             raise UsageError(bundle, "is a bundle, and a --model is given too", "give one of them")
-        folder = read_bundle(bundle).path
+        opened = read_bundle(bundle)
+        folder = opened.path
         digest = open_artifact(folder, check_digests=False).meta.get("model_digest")
-        user = bundle_adapter(folder, adapter) if adapter is not None else None
+        if adapter is not None and (adapter in opened.adapters or not Path(adapter).is_dir()):
+            user, adapter = bundle_adapter(opened, adapter), None
         options |= {"context": recipe.context, "check_digests": False}
     else:
         folder = resolve_model(model or DEFAULT_MODEL)
         if (folder / MANIFEST).is_file():
             digest = open_artifact(folder, kind="model").digest
-        user = Path(adapter) if adapter is not None else None
     tokenizer = load_tokenizer(folder)
-    session = _open(folder, tokenizer, recipe, options)
+
+    def reopen(recipe: ChatRecipe) -> Session:
+        return _open(folder, tokenizer, recipe, options)
+
+    session = reopen(recipe)
     try:
         session.set_user(user)
         own = getattr(session, "context", None) or read_config(folder).get("max_position_embeddings") or DEFAULT_CONTEXT
         room = min(int(own), recipe.context or int(own))
-        return Conversation(session, tokenizer, recipe, context=room, base_digest=digest)
+        conversation = Conversation(
+            session, tokenizer, recipe, context=room, base_digest=digest, place=folder, reopen=reopen
+        )  # fmt: skip
     except BaseException:
         session.close()
+        raise
+    if adapter is not None:
+        _dress(conversation, Path(adapter), basis)
+    return conversation
+
+
+def _dress(conversation: Conversation, adapter: Path, basis: str | None) -> None:
+    """Speak as the user of an adapter; what is made of it goes when the conversation does."""
+    from edgealign.chat.manner import follow
+    from edgealign.personalize.basis import basis_of_model
+
+    try:
+        conversation.made = Path(tempfile.mkdtemp(prefix="edgealign-"))
+        follow(
+            conversation, adapter, kept=conversation.made,
+            basis=lambda: basis_of_model(conversation.base_digest, basis),
+        )  # fmt: skip
+    except BaseException:
+        conversation.close()
         raise
 
 

@@ -3,7 +3,8 @@
     edgealign chat --user ana            then /compare, /why, /undo, /user NAME
 
 Choices and versions are those of `edgealign users`. Answers are read and shaped by a basis (`edgealign basis`); for the
-starter one is there.
+starter one is there. A version of another method (`edgealign users add`) is spoken with as it is (manner.py), and stays
+in use: choices are then kept, and nothing is learned here.
 
 Shape legend: k choices, B rank.
 """
@@ -17,15 +18,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgealign.chat.conversation import Conversation
+from edgealign.chat.manner import follow, tilting, whole_tilt
 from edgealign.data.forms import Pair
 from edgealign.errors import UsageError
 from edgealign.personalize.basis import OpenBasis, basis_of_model
 from edgealign.personalize.choices import drop_repetitions
 from edgealign.personalize.embedding import Preference, project, read_preference
 from edgealign.personalize.in_place import Learned, learn
-from edgealign.personalize.linear import MixedSession
 from edgealign.personalize.recipes import MAX_CHOICES, TASTE, EmbeddingRecipe
-from edgealign.personalize.tilt import Tilt, apart, sentence_ends, whole
+from edgealign.personalize.tilt import Tilt, apart
 from edgealign.personalize.users import User, Users, UserVersion
 
 if TYPE_CHECKING:
@@ -41,30 +42,52 @@ READ_TOKENS = EmbeddingRecipe().max_tokens  # of a prompt its end, of an answer 
 class Taste:
     """Of whoever is speaking.
 
+    Args:
+        basis: or why there is none: then nothing is learned, and a version on a basis cannot be used.
+
     Raises:
         UsageError: the version in use is none that shapes answers here.
     """
 
-    def __init__(self, users: Users, basis: OpenBasis, conversation: Conversation, name: str) -> None:
-        self.users, self.basis, self.conversation, self.name = users, basis, conversation, name
+    def __init__(self, users: Users, basis: OpenBasis | UsageError, conversation: Conversation, name: str) -> None:
+        self.users, self._basis, self.conversation, self.name = users, basis, conversation, name
         self.version: UserVersion | None = None
         self._known: Preference | None = None
         self._tilt: Tilt | None = None  # of the last answer
         self._rows: dict[Pair, Floats] = {}
         users.private(name, make=True)  # a name that is none is refused now
         self._load()
-        conversation.hooks = self._hooks
+
+    @property
+    def basis(self) -> OpenBasis:
+        """
+        Raises:
+            UsageError: there is none for this model.
+        """
+        if isinstance(self._basis, UsageError):
+            raise self._basis
+        return self._basis
+
+    @property
+    def learns(self) -> bool:
+        """Whether a choice makes another version: where the one in use is weights on a basis, or none is."""
+        return self.version is None or self.version.method == "lore"
 
     def compare(self, asked: str) -> list[str]:
         """Two answers that differ where this user is known least."""
+        if not self.learns:
+            return self.conversation.alternatives(asked, [(), ()])
         known = self._known or Preference(np.zeros(self.rank), np.eye(self.rank), self.basis.digest)
         strength = self.conversation.recipe.taste or TASTE
         both = apart(self.basis, known.weights, known.covariance, strength=strength)
-        return self.conversation.alternatives(asked, [[self._whole(tilt)] for tilt in both])
+        return self.conversation.alternatives(asked, [[whole_tilt(self.conversation, tilt)] for tilt in both])
 
     def choose(self, asked: str, chosen: str, rejected: str) -> Learned:
         """Remember a choice, and learn from all of them."""
         self.users.add_choice(self.name, Pair(self.conversation.heard(asked), chosen, rejected))
+        if self.version is not None and not self.learns:
+            reason = f"version {self.version.number}, a {self.version.method}, stays in use: edgealign personalize"
+            return Learned(self._user().choices, self.version.words, reason=reason)
         pairs = drop_repetitions(self.users.choices(self.name))[0][-MAX_CHOICES:]
         rows = np.stack([self._row(pair) for pair in pairs])
         learned = learn(self.users, self.name, self.basis, pairs, rows)
@@ -78,6 +101,9 @@ class Taste:
         if self.version is None:
             return [f"{self.name}: {count}, and answers are as for everybody; /compare asks for a choice"]
         version = self.version
+        if not self.learns:
+            words = f"{version.words}, " if version.words else ""
+            return [f"{self.name}: {words}by the {version.method} of version {version.number}; {count}"]
         lines = [
             f"{self.name}: {version.words or 'as everybody'} (version {version.number}, from {version.choices} of "
             f"{count}; followed with strength {self.conversation.recipe.taste:g})"
@@ -117,23 +143,19 @@ class Taste:
         user = self._user()
         self.version = next((each for each in user.versions if each.number == user.active), None)
         self._known = self._tilt = None
-        if self.version is None:
-            return
-        if self.version.method != "lore":
-            reason = f"is a {self.version.method} and not a few numbers, which is what shapes answers here"
-            fix = f"edgealign users rollback {self.name} 0, or chat --adapter {self.version.folder}"
-            raise UsageError(f"version {self.version.number} of {self.name}", reason, fix)
-        self._known = read_preference(self.version.folder, self.basis)
+        adapter = None if self.version is None or self.learns else self.version.folder
+        follow(self.conversation, adapter, kept=self.users.private(self.name), basis=lambda: self.basis)
+        if self.version is not None and self.learns:
+            self._known = read_preference(self.version.folder, self.basis)
+        if self.learns:
+            self.conversation.hooks = self._hooks
 
     def _hooks(self) -> Sequence[LogitsHook]:
         self._tilt = None
-        if self._known is None or not self.conversation.recipe.taste:
+        if self._known is None:
             return ()
-        self._tilt = Tilt.of(self.basis, self._known.weights, strength=self.conversation.recipe.taste)
-        return (self._whole(self._tilt),)
-
-    def _whole(self, tilt: Tilt) -> LogitsHook:
-        return whole(tilt, [self.conversation.end], sentence_ends(self.conversation.tokenizer))
+        self._tilt, hooks = tilting(self.conversation, self.basis, self._known)
+        return hooks
 
     def _row(self, pair: Pair) -> Floats:
         """(B + 1,) of a choice, read once."""
@@ -145,11 +167,19 @@ class Taste:
 
 
 def open_taste(users: Users, conversation: Conversation, name: str, basis: str | Path | None) -> Taste:
-    """With this basis, or the one that comes with the starter.
+    """With this basis, or the one that comes with the starter. Whoever has a version needs none to speak with it.
 
     Raises:
         UsageError: no basis for this model, no name, or a preference is mixed into the answers already.
     """
-    if isinstance(conversation.session, MixedSession):
+    given = conversation.given
+    if given.preference is not None and given.strength != 0.0:
         raise UsageError("--preference", "takes two streams, which a taste cannot read", "give one of the two")
-    return Taste(users, basis_of_model(conversation.base_digest, basis), conversation, name)
+    shared: OpenBasis | UsageError
+    try:
+        shared = basis_of_model(conversation.base_digest, basis)
+    except UsageError as error:
+        if basis is not None or name not in users.names() or not users.user(name).versions:
+            raise
+        shared = error
+    return Taste(users, shared, conversation, name)

@@ -52,17 +52,20 @@ def run(
 
     Args:
         user: a name in the registry of users, whose choices shape the answers.
+        adapter: a published adapter of any method, or the name of one of the bundle's users.
         basis: what users of this model may differ in; None: the starter's.
 
     Raises:
         UsageError: a prompt, a model, a bundle or an adapter that cannot be used; in a pipe with the line's number.
         ToolMissing: the bundle's runtime, or the starter, is not installed.
     """
+    if adapter is not None and user is not None:
+        raise UsageError("--adapter", "and --user each say who is speaking", "give one of the two")
     terminal = prompt is None and sys.stdin.isatty()
     if terminal:
         say(f"loading {bundle or model or DEFAULT_MODEL}")
-    conversation = open_conversation(recipe, model=model, bundle=bundle, adapter=adapter)
-    with closing(conversation.session), Speakers(conversation, basis) as speakers:
+    conversation = open_conversation(recipe, model=model, bundle=bundle, adapter=adapter, basis=basis)
+    with closing(conversation), Speakers(conversation, basis) as speakers:
         try:
             if user is not None:
                 speakers.switch(user)

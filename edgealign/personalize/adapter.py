@@ -13,6 +13,7 @@ from edgealign.artifact import Artifact, open_artifact, open_model
 from edgealign.errors import ArtifactError, InputError
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+METHODS = ("lora", "lora-mix", "lore", "direction", "fspo", "linear")  # of `edgealign personalize`
 
 
 def open_adapter(adapter: Path | str) -> Artifact:
@@ -26,6 +27,19 @@ def open_adapter(adapter: Path | str) -> Artifact:
         raise ArtifactError(
             adapter, "does not say which model it was fitted on", "make it again with: edgealign personalize"
         )
+    return artifact
+
+
+def open_user(adapter: Path | str) -> Artifact:
+    """A published adapter that is one user's, of any method.
+
+    Raises:
+        ArtifactError: no adapter, or one that nobody in particular was fitted to (a start, a basis's LoRAs).
+    """
+    artifact = open_adapter(adapter)
+    if artifact.meta.get("method") not in METHODS:
+        reason = f"was made by {artifact.manifest.stage}, and is no one user's"
+        raise ArtifactError(adapter, reason, "give what edgealign personalize has published")
     return artifact
 
 
@@ -45,6 +59,32 @@ def check_adapter_base(adapter: Path | str | Artifact, model: Path | str | Artif
             f"fit it again with: edgealign personalize --model {model.path} --user {adapter.meta.get('user', 'USER')}",
         )
     return adapter
+
+
+def check_adapter_place(adapter: Artifact, place: Path | str) -> None:
+    """The same for a place that may be a bundle of the model.
+
+    Raises:
+        InputError: it belongs to another model, or the bundle does not say which one it was made from.
+    """
+    wanted, there = adapter.meta.get("base_digest"), model_digest(place)
+    if wanted != there:
+        reason = f"was fitted on the model {_short(wanted)}, {place} is of {_short(there)}"
+        user = adapter.meta.get("user", "USER")
+        raise InputError(adapter.path, reason, f"fit it on that one: edgealign personalize --user {user}")
+
+
+def model_digest(place: Path | str) -> str:
+    """The digest of the model at a place: its own, or the one that a bundle was made from; "" where nobody knows.
+
+    Raises:
+        ArtifactError, InputError: there is no model and no bundle.
+    """
+    from edgealign.runtimes.session import runtime_of
+
+    if runtime_of(place) == "torch":
+        return open_model(place).digest
+    return str(open_artifact(Path(place), kind="bundle", check_digests=False).meta.get("model_digest", ""))
 
 
 def read_config(adapter: Path | str) -> dict[str, object]:

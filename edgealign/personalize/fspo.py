@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from edgealign.artifact import Artifact, open_artifact, open_model, publish, refuse_existing
 from edgealign.data.forms import Message, Pair, to_json
 from edgealign.errors import ArtifactError, InputError, UsageError, writing
-from edgealign.personalize.adapter import open_adapter
+from edgealign.personalize.adapter import model_digest, open_adapter
 from edgealign.personalize.choices import load_choices
 from edgealign.personalize.fspo_recipes import FspoRecipe
 from edgealign.personalize.lora import held_to, slug
@@ -162,7 +162,7 @@ def open_shots(adapter: str | Path, place: str | Path) -> UserShots:
     if artifact.manifest.format != FORMAT:
         reason = f"is an adapter of the format {artifact.manifest.format}, not of choices in the prompt"
         raise InputError(adapter, reason, "publish one: edgealign personalize --method fspo")
-    wanted, there = str(artifact.meta["base_digest"]), _model_digest(place)
+    wanted, there = str(artifact.meta["base_digest"]), model_digest(place)
     if wanted != there:
         reason = f"was checked on the model {wanted[:12]}, this is {there[:12] or 'an unknown one'}"
         raise InputError(adapter, reason, "publish it for this model: edgealign personalize --method fspo")
@@ -214,11 +214,3 @@ def enter(session: Session, prefix: Sequence[int], *, states: Path) -> str:
         finally:
             part.unlink(missing_ok=True)
     return "stored"
-
-
-def _model_digest(place: str | Path) -> str:
-    from edgealign.runtimes.session import runtime_of
-
-    if runtime_of(place) == "torch":
-        return open_model(place).digest
-    return str(open_artifact(Path(place), kind="bundle", check_digests=False).meta.get("model_digest", ""))

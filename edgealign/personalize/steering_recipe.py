@@ -1,4 +1,4 @@
-"""The knobs of `edgealign eval steering` and the defaults of linear alignment. Light: importing this loads no numpy."""
+"""The knobs of `edgealign eval steering` and of `personalize --method linear`. Light: importing this loads no numpy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ PLAUSIBLE = 0.8  # what its model.py uses everywhere
 # an earlier build of the starter, formal and cheerful answers moved further at 1.
 MASK_TEMPERATURE = 1.0
 MAX_STRENGTH = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRecipe:
+    """A user as a stated preference."""
+
+    strength: float = option(
+        STRENGTH, ge=0, le=MAX_STRENGTH, help="how far the preference is followed; 0: as far as a prompt does",
+        source="demo.py of arXiv 2401.11458; docs/results/steering",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,11 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgealign.artifact import open_artifact
 from edgealign.data.forms import Message, Pair, to_json
@@ -139,8 +140,8 @@ class Users:
             found.append(Pair(prompt, row["chosen"], row["rejected"], name))
         return found
 
-    def add_version(self, name: str, adapter: Path) -> UserVersion:
-        """Take a published adapter in, and make it the active one.
+    def add_version(self, name: str, adapter: Path, *, use: bool = True) -> UserVersion:
+        """Take a published adapter in, and make it the active one, or keep the one in use.
 
         Raises:
             ArtifactError: no published adapter.
@@ -158,10 +159,11 @@ class Users:
                 count = self._db.execute("SELECT COUNT(*) FROM choices WHERE user = ?", (user,)).fetchone()[0]
                 self._db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (
                     user, number, time.time(), str(artifact.meta.get("method", "")), artifact.digest, target.name,
-                    int(artifact.meta.get("fitted", count)), str(artifact.meta.get("words", "")),
+                    _fitted(artifact.meta, count), str(artifact.meta.get("words", "")),
                     checks[0].value if checks else None, checks[0].tolerance if checks else None,
                 ))  # fmt: skip
-                self._db.execute("UPDATE users SET active = ? WHERE id = ?", (number, user))
+                if use:
+                    self._db.execute("UPDATE users SET active = ? WHERE id = ?", (number, user))
         except BaseException:
             shred(target)
             raise
@@ -252,6 +254,13 @@ class Users:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def _fitted(meta: Mapping[str, Any], otherwise: int) -> int:
+    """The choices that an adapter was fitted on, where its manifest says so."""
+    counted = meta.get("choices")
+    known = meta.get("fitted", counted.get("fitted") if isinstance(counted, dict) else None)
+    return otherwise if known is None else int(known)
 
 
 def default_folder() -> Path:
