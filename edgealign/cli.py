@@ -24,6 +24,7 @@ from edgealign import (
     cli_options,
     cli_pairs,
     cli_users,
+    pipeline,
     stages,
 )
 from edgealign.cli_options import (
@@ -103,7 +104,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="print the vers
 
 @app.command()
 def run(
-    preset: Annotated[str, typer.Argument(help="quickstart, laptop, accelerated, or a .toml file")],
+    preset: Annotated[str, typer.Argument(help=f"{', '.join(pipeline.preset_names())}, or a .toml file")],
     out: Annotated[Path | None, typer.Option("--out", help="where the stages go; default runs/PRESET")] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="directory of real data, for presets that need it")
@@ -113,8 +114,6 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run a whole preset; what is published already is skipped."""
-    from edgealign import pipeline
-
     loaded = pipeline.load_preset(preset)
     target = out or Path("runs") / loaded.name
     if dry_run:
