@@ -171,7 +171,7 @@ def candidates(
     json: JsonOption = False,
     overrides: Overrides,
 ) -> None:
-    """Several answers to each prompt, in different styles: what planted users choose between (eval few-shot)."""
+    """Several answers to each prompt, in different styles: what planted users choose between (eval personalization)."""
     cli_options.run_stage(
         "candidates", overrides, config, dry_run, json, model=model, sources=source or [], bundle=bundle, out=out
     )

@@ -1,4 +1,4 @@
-"""`edgealign eval personalization | few-shot | steering | language | chat | preferences`: reports with pictures."""
+"""`edgealign eval personalization | adapters | steering | language | chat | preferences`: reports with pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = typer.Typer(
 
 @app.command()
 @takes_recipe("eval")
-def personalization(
+def adapters(
     *,
     bundle: Annotated[Path, typer.Option("--bundle", help="an exported bundle with the users' adapters")],
     model: ModelOption,
@@ -55,9 +55,9 @@ def personalization(
     )
 
 
-@app.command("few-shot")
+@app.command()
 @takes_recipe("eval_few_shot")
-def few_shot(
+def personalization(
     *,
     model: ModelOption,
     candidates: Annotated[

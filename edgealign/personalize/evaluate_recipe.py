@@ -1,4 +1,4 @@
-"""The knobs of `edgealign eval personalization`."""
+"""The knobs of `edgealign eval adapters`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How well do a few choices tell a user? For users with planted tastes, on a model's own answers and frozen states.
 
-    edgealign eval few-shot --model M --candidates DIR [--bundle B ...] --out REPORT
+    edgealign eval personalization --model M --candidates DIR [--bundle B ...] --out REPORT
 
 Seen users' choices on seen prompts teach what users have in common; a new user gives 0 to 32 choices on seen prompts
 and is asked about unseen ones (the headline), and about seen ones. Beside each head: the population (0 choices), the

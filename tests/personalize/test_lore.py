@@ -111,7 +111,7 @@ def test_more_directions_than_people_differ_in_add_nothing_and_none_is_unused():
             assert cosines.mean() < 0.5
             assert lengths.min() > 0.2 * lengths.max()
     assert found[1] + 0.01 < found[2] < found[RANK] - 0.01
-    assert abs(found[2 * RANK] - found[RANK]) < 0.01
+    assert found[RANK] - 0.03 < found[2 * RANK] < found[RANK] + 0.01  # what they find of noise costs a little
 
 
 def test_the_weights_are_where_the_gradient_vanishes(distinct):
