@@ -20,6 +20,21 @@ export const on = (name, listener) => events.addEventListener(name, listener);
 export const settings = () => session.info.settings;
 export const written = () => session.writing.get(session.conversation?.id);
 
+/** Who is speaking: whose conversation is on show, or whose the next one will be. */
+export const speaker = () => session.conversation?.user ?? settings().user;
+
+/** The model that this user chose in this browser; null: automatic, which is their own version where there is one. */
+export function chosenModel(user = speaker()) {
+  const known = localStorage.getItem(`model:${user}`);
+  return session.info.models.includes(known) ? known : null;
+}
+
+export function chooseModel(name, user = speaker()) {
+  if (name) localStorage.setItem(`model:${user}`, name);
+  else localStorage.removeItem(`model:${user}`);
+  emit("model");
+}
+
 /** Tell the views, and the other tabs, that something is different. */
 export function changed(id = session.conversation?.id) {
   emit("change");
@@ -90,7 +105,7 @@ export async function say(content, { parent, compare = false } = {}) {
   const question = await call("POST", `/api/conversations/${conversation.id}/messages`, { content, parent: above });
   await reload(conversation.id);
   changed(conversation.id);
-  return answer(conversation.id, question.id, { compare: compare || dueForChoice() });
+  return answer(conversation.id, question.id, { compare: compare || dueForChoice(), user: conversation.user });
 }
 
 function answerOnShow(conversation) {
@@ -107,9 +122,9 @@ function dueForChoice() {
 }
 
 /** Have a question answered, once or by two answers to choose from. Again: another version. */
-export async function answer(id, question, { compare = false } = {}) {
+export async function answer(id, question, { compare = false, user = speaker() } = {}) {
   if (session.writing.has(id)) return;
-  const run = { question, compare, texts: { left: "", right: "" }, message: null, abort: new AbortController() };
+  const run = { question, compare, user, model: chosenModel(user), texts: { left: "", right: "" }, message: null, abort: new AbortController() };
   session.writing.set(id, run);
   session.failed.delete(question);
   emit("change");
@@ -127,10 +142,11 @@ export async function answer(id, question, { compare = false } = {}) {
 }
 
 async function write(run, question) {
-  const known = localStorage.getItem("model");
-  const model = session.info.models.includes(known) ? { model: known } : {};
-  const path = `/api/messages/${question}/${run.compare ? "comparisons" : "answers"}`;
-  for await (const event of stream(path, run.compare ? {} : model, run.abort.signal)) {
+  const { compare: two, model, user } = run;
+  const path = `/api/messages/${question}/${two ? "comparisons" : "answers"}`;
+  const asks = model === `${session.info.model}@${user}`; // of their own version the server draws two that teach most
+  const form = !model || (two && asks) ? {} : two ? { models: [model, model] } : { model };
+  for await (const event of stream(path, form, run.abort.signal)) {
     const side = event.side ?? "left";
     if (event.type === "start") run.message = event.message;
     else if (event.type === "again") run.texts[side] = "";

@@ -2,7 +2,7 @@
 import { ask, find, make, openDialog, toast } from "./dom.js";
 import { call } from "./api.js";
 import { exportJson, importJson } from "./history.js";
-import { attempt, changeSettings, emit, on, session, settings, show } from "./session.js";
+import { attempt, changeSettings, chooseModel, chosenModel, emit, on, session, settings, show, speaker } from "./session.js";
 
 const FIELDS = [
   ["temperature", "Liveliness", "How freely words are drawn (temperature). 0 always takes the likeliest word; above 1 answers become surprising.", { type: "range", min: 0, max: 2, step: 0.05 }],
@@ -26,9 +26,11 @@ export function start() {
   find("#import").addEventListener("click", () => find("#file").click());
   find("#file").addEventListener("change", ({ target }) => attempt(() => importJson(target.files[0])).finally(() => (target.value = "")));
   find("#user").addEventListener("change", ({ target }) => attempt(() => speak(target.value)));
-  find("#model").addEventListener("change", ({ target }) => localStorage.setItem("model", target.value));
+  find("#model").addEventListener("change", ({ target }) => chooseModel(target.value));
+  find("#automatic").addEventListener("click", () => (chooseModel(null), find("#field").focus()));
   find("#light").addEventListener("click", () => attempt(() => changeSettings({ theme: dark() ? "light" : "dark" })));
   on("state", draw);
+  for (const name of ["model", "opened"]) on(name, models);
   on("history", () => attempt(people));
 }
 
@@ -87,11 +89,16 @@ function draw() {
   find("#about").textContent = `edgealign ${version} · ${model} by ${runtime}${digest ? ` · ${digest.slice(0, 12)}` : ""} · ${context.toLocaleString("en")} tokens of context`;
 }
 
+/** Which model answers; where it is not the usual one, that is said beside the question too. */
 function models() {
-  const known = localStorage.getItem("model");
+  if (!session.info) return;
+  const known = chosenModel();
   const { model: base, models: all } = session.info;
   const options = [["", "Automatic"], ...all.map((name) => [name, name === base ? `${base} (everybody's)` : name])];
-  find("#model").replaceChildren(...options.map(([value, name]) => make("option", { value, selected: value === known }, name)));
+  find("#model").replaceChildren(...options.map(([value, name]) => make("option", { value, selected: value === (known ?? "") }, name)));
+  const user = speaker();
+  find("#chosen").hidden = !known;
+  find("#chosen span").textContent = known ? `${known}${known === base ? ", everybody's version," : ""} answers${user === "me" ? "" : ` ${user}`}: chosen under “Answering”.` : "";
 }
 
 /** Everybody who has an adapter or a conversation here. */

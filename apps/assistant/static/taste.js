@@ -2,7 +2,7 @@
 import { call, text } from "./api.js";
 import { ask, find, make, offer, openDialog, toast } from "./dom.js";
 import * as learned from "./learned.js";
-import { attempt, changed, loadState, session, settings, settled, show } from "./session.js";
+import { attempt, changed, chooseModel, loadState, session, settings, settled, show } from "./session.js";
 
 const FEW = 4; // choices below which nothing is said about them
 const dialog = find("#taste");
@@ -71,6 +71,7 @@ async function forget() {
   const warning = `Every conversation, thumb and choice of “${user}” is removed from this machine, and what was learned from them. This cannot be undone.`;
   if (!(await ask({ title: "Forget everything?", text: warning, yes: "Forget me", danger: true }))) return;
   const { conversations } = await call("DELETE", `/api/users/${encodeURIComponent(user)}`);
+  chooseModel(null, user);
   dialog.close();
   location.hash = "";
   await loadState();

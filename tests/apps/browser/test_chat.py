@@ -216,3 +216,29 @@ def test_the_chosen_model_answers(talk: Talk, starter: Served) -> None:
     (entry,) = starter.http.get("/api/conversations").json()
     answer: Any = starter.http.get(f"/api/conversations/{entry['id']}").json()["messages"][1]
     assert answer["facts"]["adapter"] == starter.engine.facts["adapters"]["ana"]
+
+
+@on_both
+def test_a_chosen_model_is_said_and_is_nobody_elses(talk: Talk, starter: Served) -> None:
+    talk.side().get_by_label("Answering").select_option("starter@ana")
+    if talk.phone:
+        talk.page.keyboard.press("Escape")
+    talk.find("#chosen").filter(has_text="starter@ana answers").wait_for()
+    talk.button("Two answers").click()
+    talk.send("Hello.")  # a choice is between two answers of the chosen model too
+    talk.find("#which").wait_for()
+    (entry,) = starter.http.get("/api/conversations").json()
+    said: Any = starter.http.get(f"/api/conversations/{entry['id']}").json()["messages"][1:]
+    assert [each["facts"]["model"] for each in said] == ["starter@ana"] * 2
+    talk.side().get_by_label("Speaking").select_option("ben")
+    talk.find(".welcome").wait_for()
+    assert talk.find("#chosen").is_hidden()
+    talk.ask("Hello.")
+    assert talk.find(".facts").inner_text().startswith("starter@ben · ")
+    talk.side().get_by_label("Speaking").select_option("me")
+    talk.find("#chosen").filter(has_text="starter@ana answers").wait_for()
+    if talk.phone:
+        talk.page.keyboard.press("Escape")
+    talk.button("Back to automatic").click()
+    assert talk.find("#chosen").is_hidden()
+    assert talk.page.get_by_label("Answering").input_value() == ""
