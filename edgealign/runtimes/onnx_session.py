@@ -14,12 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgealign.errors import EdgealignError, InputError, ToolMissing
+from edgealign.artifact import hash_json, sha256_file
+from edgealign.errors import EdgealignError, InputError, ToolMissing, UsageError
 from edgealign.runtimes.adapter_cache import AdapterCache, check_base
 from edgealign.runtimes.onnx_adapter import load_onnxruntime, read_lora_onnx
-from edgealign.runtimes.onnx_states import TYPES, AppendedState, make_states, read_description
+from edgealign.runtimes.onnx_states import (
+    TYPES,
+    AppendedState,
+    load_states,
+    make_states,
+    read_description,
+    save_states,
+)
 from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.session import Bundle, check_tokens, read_bundle
+from edgealign.runtimes.snapshots import UserMark, pack, unpack
 from edgealign.runtimes.tokenizer_file import TokenizerFile
 
 if TYPE_CHECKING:
@@ -82,6 +91,8 @@ class OnnxSession:
         self._bindings: list[Any] = []
         self._bind({})
         self._filled = self._touched = self._turn = 0
+        self._user = UserMark()
+        self._file_digest = ""
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         self._check_tokens(tokens)
@@ -103,6 +114,7 @@ class OnnxSession:
 
     def set_user(self, adapter: Path | None) -> None:
         self._bind({} if adapter is None else self._adapters.get(Path(adapter)))
+        self._user.set(None if adapter is None else Path(adapter))
         self.reset()
 
     def reset(self) -> None:
@@ -110,6 +122,27 @@ class OnnxSession:
         for state in self._states:
             state.clear(self._touched)
         self._filled = self._touched = self._turn = 0
+
+    def snapshot(self) -> bytes:
+        if not self._filled:
+            raise UsageError("state", "is empty: there is nothing to keep", "feed a prompt first")
+        return pack(self._identity(), self._filled, save_states(self._states, self._turn, self._filled))
+
+    def restore(self, state: bytes) -> None:
+        self.reset()
+        tokens, data = unpack(state, self._identity(), context=self.context)
+        load_states(data, self._states, self._turn, tokens)
+        self._filled = self._touched = tokens
+
+    def _identity(self) -> dict[str, str]:
+        if not self._file_digest:
+            parts = sorted(self.file.parent.glob(f"{self.file.name}*"))  # the graph, and its weights beside it
+            self._file_digest = hash_json([sha256_file(part) for part in parts])
+        how = f"{self._cache_type()}, {'exact' if self.exact else 'as exported'}"
+        return {
+            "runtime": "onnxruntime", "version": str(self._runtime.__version__), "model": self._file_digest,
+            "user": self._user.digest(), "cache": how,
+        }  # fmt: skip
 
     def close(self) -> None:
         self._bindings.clear()

@@ -14,7 +14,7 @@ Shape legend: B = 1 conversation, P tokens remembered.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,11 @@ class State:
         for buffer in self.buffers:
             (buffer[:, :, :tokens] if self.grows else buffer).fill(0)
 
+    def part(self, turn: int, tokens: int) -> Array:
+        """A view of what is remembered of so many tokens, in the buffer that the next run reads."""
+        buffer = self.buffers[turn]
+        return buffer[:, :, :tokens] if self.grows else buffer
+
 
 @dataclass(frozen=True)
 class AppendedState(State):
@@ -65,6 +70,9 @@ class AppendedState(State):
     def clear(self, tokens: int) -> None:
         for buffer in self.buffers:
             buffer[: self.heads * tokens * self.width].fill(0)
+
+    def part(self, turn: int, tokens: int) -> Array:
+        return self.buffers[turn][: self.heads * tokens * self.width]
 
 
 def describe(config: Mapping[str, Any], states: Iterable[Any], ids: Any, context: int | None) -> dict[str, Any]:
@@ -151,6 +159,34 @@ def make_states(file: Path, decoder: Mapping[str, Any], inputs: Mapping[str, Any
             present = outputs[kind.replace("past_", "present_")] % layer
             states.append(State(entry.name, present, (buffer, buffer if grows else np.zeros_like(buffer)), grows))
     return states
+
+
+def save_states(states: Iterable[State], turn: int, tokens: int) -> bytes:
+    """All states after so many tokens as safetensors, by the names of their inputs."""
+    from safetensors.numpy import save
+
+    return save({state.past: np.ascontiguousarray(state.part(turn, tokens)) for state in states})
+
+
+def load_states(data: bytes, states: Sequence[State], turn: int, tokens: int) -> None:
+    """Fill the buffers that the next run reads.
+
+    Raises:
+        InputError: the tensors are not these states'; none is filled.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        kept = load(data)
+    except SafetensorError as error:
+        raise InputError("state", "is no set of tensors", "feed the prompt again") from error
+    places = {state.past: state.part(turn, tokens) for state in states}
+    shapes = [{name: (array.shape, array.dtype) for name, array in each.items()} for each in (kept, places)]
+    if shapes[0] != shapes[1]:
+        raise InputError("state", "does not fit this graph", "feed the prompt again")
+    for name, place in places.items():
+        place[...] = kept[name]
 
 
 def _described(file: Path, state: Mapping[str, Any], inputs: Mapping[str, Any], context: int) -> State:

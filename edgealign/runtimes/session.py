@@ -76,7 +76,7 @@ class Scorer(Session, Protocol):
 
 @runtime_checkable
 class Snapshots(Session, Protocol):
-    """A session whose state can be kept as bytes: torch and llama.cpp, also in a child process."""
+    """A session whose state can be kept as bytes: torch, llama.cpp and onnxruntime, also in a child process."""
 
     def snapshot(self) -> bytes:
         """The state: of this model under this user, and of no other."""

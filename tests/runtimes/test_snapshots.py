@@ -15,6 +15,7 @@ import pytest
 
 from edgealign.errors import InputError, UsageError
 from edgealign.runtimes.llamacpp import LlamaSession
+from edgealign.runtimes.onnx_session import OnnxSession
 from edgealign.runtimes.scripted import ScriptedSession
 from edgealign.runtimes.session import Snapshots, bundle_adapter
 from edgealign.runtimes.snapshots import LENGTH, MAGIC
@@ -26,13 +27,17 @@ PREFIX, ASKED = TOKENS[:50], TOKENS[50:]
 LLAMA = {"threads": 1, "extra_bufts": True}
 
 
-@pytest.fixture(params=["torch", pytest.param("llama.cpp", marks=pytest.mark.runtime)])
-def make(request: pytest.FixtureRequest, tiny_model: Path, tiny_bundle: Bundles) -> Iterator[Callable[[], Any]]:
+@pytest.fixture(params=["torch", *(pytest.param(name, marks=pytest.mark.runtime) for name in ("llama.cpp", "onnx"))])
+def make(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[Callable[[], Any]]:
     opened: list[Any] = []
 
     def open_one() -> Any:
-        torch = request.param == "torch"
-        opened.append(TorchSession(tiny_model, threads=1) if torch else LlamaSession(tiny_bundle("f32"), **LLAMA))
+        if request.param == "torch":
+            opened.append(TorchSession(tiny_model, threads=1))
+        elif request.param == "onnx":
+            opened.append(OnnxSession(request.getfixturevalue("onnx_bundle")("fp32"), threads=1))
+        else:
+            opened.append(LlamaSession(request.getfixturevalue("tiny_bundle")("f32"), **LLAMA))
         return opened[-1]
 
     yield open_one
@@ -41,10 +46,11 @@ def make(request: pytest.FixtureRequest, tiny_model: Path, tiny_bundle: Bundles)
 
 
 @pytest.fixture
-def users(request: pytest.FixtureRequest, make: Any, tiny_bundle: Bundles, tiny_lora: Any) -> tuple[Path, Path]:
-    if isinstance(make(), TorchSession):
+def users(make: Any, tiny_lora: Any) -> tuple[Path, Path]:
+    session = make()
+    if isinstance(session, TorchSession):
         return tiny_lora(seed=1), tiny_lora(seed=2)
-    ana, ben = (bundle_adapter(tiny_bundle("f32"), user) for user in ("ana", "ben"))
+    ana, ben = (bundle_adapter(session.file.parent, user) for user in ("ana", "ben"))
     return ana, ben
 
 
@@ -157,7 +163,7 @@ def test_a_flipped_byte_anywhere_is_refused(make: Any) -> None:
     ("field", "value", "message"),
     [
         ("model", "0" * 64, "is of the model 000000000000"),
-        ("runtime", "onnxruntime", "is of the runtime onnxruntime"),
+        ("runtime", "another", "is of the runtime another"),
         ("version", "0.0", "is of the version 0.0"),
         ("cache", "q8", "is of the cache q8"),
     ],
