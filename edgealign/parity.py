@@ -38,7 +38,7 @@ BITS: Mapping[str, int] = {
 def verify(
     bundle: Path | Bundle, *, model: str | Path, adapters: Mapping[str, Path], recipe: VerifyRecipe
 ) -> list[Check]:
-    """Every check of a bundle against the model and the adapters (PEFT directories) it was made from.
+    """Every check of a bundle against the model and the adapters (directories) it was made from: LoRAs, directions.
 
     Args:
         bundle: a published bundle, or the facts of one that is not published yet.
@@ -59,7 +59,8 @@ def verify(
     with closing(oracle):
         subject = logits.Subject(opened, bits, oracle, adapters, recipe)
         checks: list[Check] = []
-        total = 5 + 2 * bool(adapters) if subject.bits == 32 else 6 + bool(adapters)
+        first = subject.first_lora is not None
+        total = 5 + bool(adapters) + first if subject.bits == 32 else 6 + bool(adapters)
         for part in track(_parts(subject, model), total=total, label=f"verify {opened.path.name}"):
             checks += part()
     return checks
@@ -119,6 +120,7 @@ def _parts(subject: logits.Subject, model: str | Path) -> Iterator[Callable[[], 
     rows: dict[str | None, Logits] = {}
     users: list[str | None] = [None, *subject.adapters]
     first = next(iter(subject.adapters), None)
+    merged = subject.first_lora
     if first is not None:
         yield lambda: logits.remember_fresh(subject, first, longest, fresh)
     with closing(subject.open(exact=True)) as session:
@@ -135,5 +137,5 @@ def _parts(subject: logits.Subject, model: str | Path) -> Iterator[Callable[[], 
     if subject.bits != 32:
         with closing(subject.open(exact=True)) as session:
             yield lambda: logits.check_same_weights(subject, session, model, longest)
-    elif first is not None:
-        yield lambda: logits.check_merged(subject, first, longest, rows[first])
+    elif merged is not None:
+        yield lambda: logits.check_merged(subject, merged, longest, rows[merged])

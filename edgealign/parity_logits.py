@@ -22,6 +22,7 @@ from edgealign.parity_metrics import correlation, measure, strength
 from edgealign.parity_recipes import VerifyRecipe
 from edgealign.parity_text import text_windows
 from edgealign.parity_weights import check_weights
+from edgealign.runtimes.control_vector import find_control_vector
 from edgealign.runtimes.process import ProcessSession
 from edgealign.runtimes.session import TARGET_RUNTIMES, Bundle
 from edgealign.runtimes.torch_session import TorchSession
@@ -42,8 +43,13 @@ class Subject:
     bundle: Bundle
     bits: int
     oracle: TorchSession
-    adapters: Mapping[str, Path]  # in PEFT layout, for the oracle; the bundle has its own files
+    adapters: Mapping[str, Path]  # directories, for the oracle; the bundle has its own files
     recipe: VerifyRecipe
+
+    @property
+    def first_lora(self) -> str | None:
+        """The first user whose adapter can be added into the weights: a direction in the states cannot."""
+        return next((user for user, path in self.adapters.items() if find_control_vector(path) is None), None)
 
     def open(self, *, exact: bool) -> ProcessSession:
         return open_bundle(self.bundle, self.recipe, exact=exact)

@@ -24,12 +24,15 @@ from edgealign.models.lint import lint
 from edgealign.models.load import check_safetensors, load_tokenizer
 from edgealign.parity_recipes import VerifyRecipe
 from edgealign.progress import hush_libraries, say
+from edgealign.runtimes.control_vector import find_control_vector
 from edgealign.runtimes.lora_weights import require_base
 from edgealign.runtimes.session import Bundle
 
 USER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 TEMPLATE = "chat_template.jinja"
+DIRECTION = "direction"  # the formats of `edgealign personalize`
+NOT_WEIGHTS = {"preference": "an embedding", "shots": "choices in the prompt", "linear": "a stated preference"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Job:
     recipe: ExportRecipe
     gate: VerifyRecipe
     base: Artifact
-    adapters: Mapping[str, Path]  # user -> directory in PEFT's layout
+    adapters: Mapping[str, Path]  # user -> directory in PEFT's layout, or with a control vector
     calibration: Path | None
 
     def inputs(self) -> list[Input]:
@@ -155,12 +158,18 @@ def facts(job: Job, bundle: Bundle, *, adapter_type: str) -> dict[str, Any]:
             name: {
                 "file": file.relative_to(bundle.path).as_posix(),
                 "digest": open_artifact(job.adapters[name], check_digests=False).digest,
-                "dtype": adapter_type,
+                "kind": "direction" if is_direction(job.adapters[name]) else "lora",
+                "dtype": "f32" if is_direction(job.adapters[name]) else adapter_type,
                 "bytes": file.stat().st_size,
             }
             for name, file in bundle.adapters.items()
         },
     }
+
+
+def is_direction(adapter: Path) -> bool:
+    """Whether an adapter directory holds a control vector, not a LoRA."""
+    return find_control_vector(adapter) is not None
 
 
 def template_hash_of(base: Artifact) -> str | None:
@@ -232,18 +241,26 @@ def _check_user(job: Job, name: str) -> Input:
         raise UsageError(name, "is no user name", "use letters, digits, dot, dash and underscore")
     adapter = open_artifact(job.adapters[name], kind="adapter")
     require_base(adapter.path, job.base)
+    kind = adapter.manifest.format
+    if kind in NOT_WEIGHTS:
+        reason = f"is {NOT_WEIGHTS[kind]} and no weights: a bundle needs nothing of it"
+        raise UsageError(adapter.path, reason, "use it with any bundle: edgealign users add, then chat --bundle --user")
+    if kind == DIRECTION and job.target != "gguf":
+        reason = f"is a direction, and an exported {job.target} program has no place behind a layer to add it"
+        raise UsageError(adapter.path, reason, "export to GGUF, or fit a LoRA: edgealign personalize --method lora")
     return adapter.as_input(f"adapter {name}")
 
 
-def _parse(argv: Sequence[str] | None, target: str, what: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=what)
+def _parse(argv: Sequence[str] | None, target: str, description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", required=True, help="model directory or hub id")
     parser.add_argument("--out", required=True, type=Path, help="bundle directory to make")
     parser.add_argument("--quant", help=f"{', '.join(QUANTS[target])}, auto (gguf); overrides the recipe")
     parser.add_argument("--kl-budget", help="nat that auto may lose; overrides the recipe")
     parser.add_argument("--device", help="predict auto's speeds for this: a report, a machine card, bandwidth_gb_s=N")
     parser.add_argument("--recipe", type=Path, help="TOML file; see export/recipes/")
-    parser.add_argument("--adapter", action="append", default=[], metavar="USER=DIR", help="a user's LoRA; repeatable")
+    what = "a user's LoRA, or for gguf a direction; repeatable"
+    parser.add_argument("--adapter", action="append", default=[], metavar="USER=DIR", help=what)
     parser.add_argument("--calibration", type=Path, help="text or JSONL for an importance matrix (gguf)")
     parser.add_argument("--kit", help=f"add scripts for another device: {', '.join(KITS)} (gguf)")
     parser.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON line")

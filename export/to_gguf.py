@@ -27,11 +27,12 @@ import export_program as program
 from export_program import Job
 
 from edgealign.artifact import Artifact, Draft, open_artifact, publish, refuse_existing
-from edgealign.errors import ToolMissing
+from edgealign.errors import ToolMissing, UsageError
 from edgealign.export_recipes import AUTO, ExportRecipe, mixture_of
 from edgealign.models.load import load_model, load_tokenizer, read_config
 from edgealign.parity_recipes import VerifyRecipe
 from edgealign.progress import say
+from edgealign.runtimes.control_vector import find_control_vector
 from edgealign.runtimes.gguf_adapter import write_lora_gguf
 from edgealign.runtimes.gguf_header import check_gguf
 from edgealign.runtimes.gguf_names import Architecture, architecture
@@ -80,6 +81,9 @@ def export(
         exact_tolerance=lambda base: _table(base).exact_tolerance,
     )
     inputs = job.inputs()
+    steered = [name for name, adapter in adapters.items() if program.is_direction(adapter)]
+    if kit is not None and steered:
+        raise UsageError(steered[0], "is a direction, which the kit's scripts do not switch on", "leave one out")
     checks = program.check_turns(job.base)
     found = None
     if job.recipe.quant == AUTO:
@@ -162,7 +166,12 @@ def _lay_out(job: Job, recipe: ExportRecipe, folder: Path) -> Bundle:
     files = {}
     for name, adapter in job.adapters.items():
         files[name] = folder / "adapters" / f"{name}.gguf"
-        write_lora_gguf(adapter, files[name], base_config=config, dtype=_adapter_type(recipe))
+        vector = find_control_vector(adapter)
+        if vector is None:
+            write_lora_gguf(adapter, files[name], base_config=config, dtype=_adapter_type(recipe))
+        else:  # llama.cpp's own format already
+            files[name].parent.mkdir(exist_ok=True)
+            shutil.copyfile(vector, files[name])
     program.copy_texts(job.base, folder)
     return Bundle(folder, "gguf", mixture_of(recipe).label, folder / MODEL_FILE, files)
 

@@ -85,6 +85,82 @@ def test_every_quantisation_is_exported_with_a_user(
     assert (bundle.meta["quant"], set(bundle.meta["adapters"])) == (quant, {"ana"})
 
 
+def direction(model: Path, out: Path, seed: int = 0, size: float = 0.3) -> Path:
+    """A published user as a control vector behind the middle layer."""
+    from edgealign.artifact import publish
+    from edgealign.models.load import read_config
+    from edgealign.runtimes.control_vector import FILE, write_control_vector
+
+    config, base = read_config(model), open_artifact(model)
+    values = size * np.random.default_rng(seed).normal(size=config["hidden_size"])
+    with publish(out, kind="adapter", format="direction", stage="test", recipe={}) as draft:
+        write_control_vector(
+            {3: values}, draft.dir / FILE, base_digest=base.digest, model_type=config["model_type"]
+        )
+        draft.meta["base_digest"] = base.digest
+    return out
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("quant", ["f32", "q8_0"])
+def test_a_direction_is_exported_beside_a_lora_and_held_against_torch(
+    in_process: None, quant: str, tiny_model: Path, tiny_lora: TinyLora, tmp_path: Path
+) -> None:
+    from edgealign import recipe as recipes
+    from edgealign.parity import verify
+    from edgealign.parity_recipes import VerifyRecipe
+
+    users = {"dora": direction(tiny_model, tmp_path / "dora"), "ana": tiny_lora(seed=1, strength=0.3)}
+    bundle = export(tiny_model, tmp_path / "bundle", users, quant=quant, exact_gate=False)
+    entries = bundle.meta["adapters"]
+    assert {name: (entry["kind"], entry["file"]) for name, entry in entries.items()} == {
+        "dora": ("direction", "adapters/dora.gguf"), "ana": ("lora", "adapters/ana.gguf")
+    }  # fmt: skip
+    assert entries["dora"]["dtype"] == "f32"
+    shipped = bundle.path / "adapters/dora.gguf"
+    assert shipped.read_bytes() == (users["dora"] / "direction.gguf").read_bytes()
+    names = {check.name for check in bundle.manifest.checks}
+    wanted = {"effect.dora", "logits.dora", "merged.ana"} if quant == "f32" else {"effect.dora", "survival.dora"}
+    assert wanted <= names
+    recipe = recipes.build(VerifyRecipe, dict(entry.split("=") for entry in QUICK), where="test")
+    other = direction(tiny_model, tmp_path / "other", seed=1)
+    checks = verify(bundle.path, model=tiny_model, adapters={**users, "dora": other}, recipe=recipe)
+    failed = {check.name for check in checks if not check.passed}
+    assert failed
+    assert all("dora" in name for name in failed)
+
+
+@pytest.mark.parametrize(
+    ("target", "format", "options", "message"),
+    [
+        ("gguf", "shots", {}, r"is choices in the prompt and no weights.*chat --bundle --user"),
+        ("gguf", "preference", {}, r"is an embedding and no weights"),
+        ("gguf", "direction", {"kit": "android"}, r"dora: is a direction, which the kit's scripts do not switch on"),
+        ("onnx", "direction", {}, r"is a direction, and an exported onnx program has no place.*--method lora"),
+    ],
+)
+def test_a_user_whom_a_bundle_cannot_carry_is_refused_with_the_way_that_works(
+    target: str, format: str, options: dict[str, str], message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    from importlib import import_module
+
+    from edgealign.artifact import publish
+
+    if format == "direction":
+        user = direction(tiny_model, tmp_path / "dora")
+    else:
+        user = tmp_path / "dora"
+        with publish(user, kind="adapter", format=format, stage="test", recipe={}) as draft:
+            draft.meta["base_digest"] = open_artifact(tiny_model).digest
+    program = import_module(f"to_{target}")
+    with pytest.raises(UsageError, match=message):
+        program.export(
+            ExportRecipe(threads=1), model=tiny_model, adapters={"dora": user}, out=tmp_path / "out", calibration=None,
+            **options,
+        )  # fmt: skip
+    assert leftovers(tmp_path) == ["dora"]
+
+
 @pytest.mark.runtime
 @pytest.mark.parametrize("name", ["lfm2-moe", "llama", "qwen3", "gemma3"])
 def test_other_architectures_are_exported_with_a_user(
