@@ -1,6 +1,7 @@
 // The conversation on show: questions, answers, what can be done with each, and the answer being written.
 import { choosing, pairWritten } from "./compare.js";
 import { find, icon, iconButton, make, toast } from "./dom.js";
+import { draftAt, editedIn, keepDraft, placeOf } from "./drafts.js";
 import { asksWhy, reasons, thumbs } from "./feedback.js";
 import { render } from "./markdown.js";
 import { answer, attempt, compare, correct, emit, on, pending, say, session, turnTo, written } from "./session.js";
@@ -17,7 +18,7 @@ let opened = true; // a conversation that was just opened is shown from its end
 
 export function start() {
   on("change", draw);
-  on("opened", () => ((editing = null), (nodes = new Map()), (opened = true)));
+  on("opened", () => ((editing = (session.conversation && editedIn(session.conversation)?.id) ?? null), (nodes = new Map()), (opened = true)));
   on("token", ({ detail }) => detail === written() && (frame ??= requestAnimationFrame(drawWriting)));
   scroller.addEventListener("scroll", showWayDown, { passive: true });
   find("#bottom").addEventListener("click", toEnd);
@@ -39,19 +40,24 @@ function draw() {
   const shown = conversation ? branch(conversation) : [];
   if (run) while (shown.length && shown.at(-1).id !== run.question) shown.pop();
   const pair = pending();
-  if (pair) shown.pop();
   const kept = new Map();
-  const list = shown.map((message) => {
-    const signature = JSON.stringify([message, versions(conversation, message).length, editing === message.id, verdict(conversation, message), asksWhy(message), Boolean(run)]);
-    const old = nodes.get(message.id);
-    const node = old?.signature === signature ? old.node : turn(message);
-    kept.set(message.id, { node, signature });
+  /** What was drawn before stays where nothing changed: it keeps focus and selection, and is not announced again. */
+  const keep = (id, state, build) => {
+    const signature = JSON.stringify(state);
+    const old = nodes.get(id);
+    const node = old?.signature === signature ? old.node : build();
+    kept.set(id, { node, signature });
     return node;
+  };
+  const list = shown.map((message) => {
+    if (pair && [pair.left, pair.right].includes(message.id)) return keep(pair.id, pair, () => choosing(conversation, pair));
+    const state = editing === message.id || [message, versions(conversation, message).length, verdict(conversation, message), asksWhy(message), Boolean(run)];
+    return keep(message.id, state, () => turn(message));
   });
-  nodes = kept;
+  const last = shown.at(-1);
   if (run) list.push(run.compare ? pairWritten(run) : writing());
-  else if (pair) list.push(choosing(conversation, pair));
-  else if (shown.at(-1)?.role === "user") list.push(unanswered(shown.at(-1)));
+  else if (last?.role === "user") list.push(keep(`under ${last.id}`, problemOf(last), () => unanswered(last)));
+  nodes = kept;
   arrange(list.length ? list : [welcome()]);
   log.setAttribute("aria-busy", String(Boolean(run)));
   find("#title").textContent = conversation?.title || "New conversation";
@@ -176,25 +182,32 @@ function edit(message) {
 
 function editor(message) {
   const mine = message.role === "user";
-  const field = make("textarea", { rows: Math.min(16, message.content.split("\n").length + 2), "aria-label": mine ? "The question in other words" : "The answer as it should have been" });
-  field.value = message.content;
+  const place = placeOf(session.conversation, message);
+  const field = make("textarea", { rows: Math.min(16, message.content.split("\n").length + 2), "aria-label": mine ? "The question in other words" : "The answer as it should have been", "data-act": "words" });
+  field.value = draftAt(place) ?? message.content;
+  const end = () => {
+    keepDraft(place, null);
+    if (editing === message.id) editing = null;
+  };
   const close = () => {
-    editing = null;
+    end();
     draw();
     log.querySelector(`[data-message="${message.id}"] [data-act=edit]`)?.focus();
   };
   const save = async () => {
     const content = field.value.trim();
     if (!content || content === message.content.trim()) return close();
-    editing = null;
-    if (mine) return attempt(() => say(content, { parent: message.parent }));
-    if ((await attempt(() => correct(message, content).then(() => true))) && !session.failed.size) toast("Saved. Your version counts as preferred.");
+    keeper.disabled = true; // what was typed stays until it is stored
+    await attempt(() => (mine ? say(content, { parent: message.parent, stored: end }) : correct(message, content, { stored: end })));
+    keeper.disabled = false;
     return undefined;
   };
+  const keeper = make("button", { type: "button", class: "primary", onclick: save }, mine ? "Ask again" : "Save");
+  field.addEventListener("input", () => keepDraft(place, field.value));
   field.addEventListener("keydown", (event) => {
     if (event.isComposing) return;
     if (event.key === "Escape") (event.stopPropagation(), close());
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), save());
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), keeper.disabled || save());
   });
   return make(
     "article",
@@ -204,7 +217,7 @@ function editor(message) {
     make("div", { class: "buttons" },
       make("span", { class: "hint" }, mine ? "The earlier version stays." : "Your version is learned from, the earlier one stays."),
       make("button", { type: "button", class: "plain", onclick: close }, "Cancel"),
-      make("button", { type: "button", class: "primary", onclick: save }, mine ? "Ask again" : "Save")),
+      keeper),
   );
 }
 
@@ -223,6 +236,12 @@ function drawWriting() {
   parts.forEach((part, at) => render(part, at ? run.texts.right : run.texts.left));
   log.querySelectorAll(".writing .dots").forEach((mark, at) => (mark.hidden = Boolean(at ? run.texts.right : run.texts.left)));
   if (follow) toEnd();
+}
+
+/** Why a question has no answer, as far as it is known. */
+function problemOf(question) {
+  const { error, text } = session.failed.get(question.id) ?? {};
+  return [error?.message, error?.retry_s, error?.status, text];
 }
 
 /** A question without an answer: the last try failed, or was stopped before its first word. */
@@ -249,7 +268,7 @@ function welcome() {
     "div",
     { class: "welcome" },
     make("h2", {}, "What would you like to talk about?"),
-    make("p", {}, "Everything stays on this machine. What you choose, rate and edit teaches the assistant your taste."),
+    make("p", {}, "Everything stays on this machine. Your choices and edits teach the assistant your taste; so do a thumb up and a thumb down on two answers to one question."),
     make("div", { class: "starters" }, STARTERS.map((text) => make("button", { type: "button", onclick: choose(text) }, text))),
   );
 }

@@ -1,6 +1,7 @@
 // Where questions are written: it grows with its text, keeps drafts, and never sends half of a composed character.
 import { find, icon } from "./dom.js";
-import { attempt, on, say, session, stop, written } from "./session.js";
+import { draftAt, keepDraft, placeOf } from "./drafts.js";
+import { attempt, busy, on, say, session, stop, written } from "./session.js";
 import { editLast } from "./chat.js";
 
 const field = find("#field");
@@ -14,24 +15,25 @@ export function start() {
   form.addEventListener("submit", (event) => (event.preventDefault(), written() ? stop() : submit()));
   two.addEventListener("click", () => two.setAttribute("aria-pressed", String(two.getAttribute("aria-pressed") !== "true")));
   on("change", show);
-  on("opened", () => ((field.value = sessionStorage.getItem(key()) ?? ""), fit()));
+  on("created", () => {
+    keepDraft(here(), draftAt(placeOf(null))); // the next question may have been begun meanwhile
+    keepDraft(placeOf(null), null);
+  });
+  on("opened", () => ((field.value = draftAt(here()) ?? ""), fit()));
   on("suggest", ({ detail }) => ((field.value = detail), fit(), field.focus()));
   show();
 }
 
-const key = () => `draft:${session.conversation?.id ?? "new"}`;
+const here = () => placeOf(session.conversation);
 
 /** What is typed survives a reload and a look at another conversation. */
-function keep() {
-  if (field.value) sessionStorage.setItem(key(), field.value);
-  else sessionStorage.removeItem(key());
-}
+const keep = () => keepDraft(here(), field.value || null);
 
 function press(event) {
   if (event.isComposing || event.keyCode === 229) return; // Enter that ends a composition (IME) is no "send"
   if (event.key === "Enter" && !event.shiftKey) {
     event.preventDefault();
-    if (!written()) submit();
+    submit();
   }
   if (event.key === "ArrowUp" && !field.value) (event.preventDefault(), editLast());
 }
@@ -39,14 +41,21 @@ function press(event) {
 async function submit() {
   const text = field.value.trim();
   if (!text) return field.focus();
+  if (busy()) return undefined;
+  const before = session.conversation;
+  let stored = false;
   const compare = two.getAttribute("aria-pressed") === "true";
   field.value = "";
   keep();
   fit();
   two.setAttribute("aria-pressed", "false");
-  const asked = await attempt(() => say(text, { compare }).then(() => true));
-  if (asked || field.value || session.conversation?.messages.some((message) => message.content === text)) return undefined;
-  field.value = text; // it did not arrive: nothing that was typed is lost
+  await attempt(() => say(text, { compare, stored: () => (stored = true) }));
+  if (stored) return undefined;
+  const with_ = (later) => [text, later].filter(Boolean).join("\n\n"); // nothing that was typed is lost
+  const now = session.conversation;
+  if (now?.id !== before?.id && (before || now?.messages.length)) return keepDraft(placeOf(before), with_(draftAt(placeOf(before))));
+  field.value = with_(field.value);
+  two.setAttribute("aria-pressed", String(compare));
   keep();
   return fit();
 }

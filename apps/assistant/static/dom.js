@@ -1,5 +1,6 @@
 // The page's small tools: nodes, icons, announcements, dialogs. Text is always text: nothing here parses HTML.
 
+const MS_A_SIGN = 60; // how long a note is shown, by its length
 const SVG = "http://www.w3.org/2000/svg";
 const ICONS = {
   plus: "M12 5v14M5 12h14",
@@ -62,13 +63,16 @@ export function announce(text) {
   requestAnimationFrame(() => (find("#said").textContent = text));
 }
 
+const note = find("#toast");
 let toastTimer;
-/** A short note at the bottom that goes away by itself. */
+/** A short note at the bottom that goes away by itself; of an open dialog it is a part, or it would lie below. */
 export function toast(text) {
-  find("#toast").textContent = text;
-  find("#toast").classList.add("shown");
+  const tell = () => ((note.textContent = text), note.classList.add("shown"));
+  const host = [...document.querySelectorAll("dialog[open]:not(.small)")].at(-1) ?? document.body;
+  if (note.parentNode === host) tell();
+  else host.append(note), requestAnimationFrame(tell); // a screen reader hears what changes in what is there already
   clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => find("#toast").classList.remove("shown"), 4000);
+  toastTimer = setTimeout(() => note.classList.remove("shown"), Math.max(4000, MS_A_SIGN * text.length));
 }
 
 /** Ask in a dialog; resolves to true, or to the text of its field, or to null when it was dismissed. */

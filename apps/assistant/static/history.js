@@ -1,7 +1,7 @@
 // Conversations: found, opened, renamed, exported, deleted.
 import { call, text } from "./api.js";
 import { ask, dayOf, find, iconButton, make, offer, toast } from "./dom.js";
-import { attempt, changed, on, session, settings, show } from "./session.js";
+import { attempt, changed, loadState, on, session, settings, show } from "./session.js";
 
 const PAGE = 60;
 const list = find("#conversations");
@@ -99,7 +99,7 @@ async function remove(entry, title) {
   session.writing.get(entry.id)?.abort.abort();
   await call("DELETE", `/api/conversations/${entry.id}`);
   if (session.conversation?.id === entry.id) begin();
-  changed(entry.id);
+  changed(entry.id, { gone: { id: entry.id, user: entry.user } });
   toast("Deleted.");
 }
 
@@ -119,5 +119,6 @@ export async function importJson(file) {
   }
   const { imported, skipped } = await call("POST", "/api/import", archive);
   changed(null);
+  await loadState(); // there may be other people in it
   return toast(`${imported} imported${skipped ? `, ${skipped} were here already` : ""}.`);
 }

@@ -1,13 +1,12 @@
 // What was learned of a user, in the panel "Your taste": words, how well choices are foreseen, strength, versions, LoRA.
 import { call } from "./api.js";
-import { announce, find, make, toast } from "./dom.js";
-import { attempt, loadState, session, settings } from "./session.js";
+import { find, make, toast } from "./dom.js";
+import { attempt, chosenModel, loadState, on, session, settings } from "./session.js";
+import { tasteOf, watch } from "./watch.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const SHOWN = 8; // versions in the picture
-const LOOK_MS = 500; // between two looks at what is going on
 let known = null; // GET /api/taste
-let looking = null;
 
 export function start() {
   const slider = find("#strength");
@@ -15,59 +14,56 @@ export function start() {
   slider.addEventListener("change", () => attempt(() => change("PUT", "/strength", { strength: Number(slider.value) })));
   find("#train").addEventListener("click", () => attempt(() => change("POST", "/training")));
   find("#stop-training").addEventListener("click", () => attempt(() => change("DELETE", "/training")));
+  on("taste", ({ detail }) => find("#taste").open && detail.user === settings().user && draw(detail));
 }
 
-const place = (rest = "") => `/api/taste${rest}?${new URLSearchParams({ user: settings().user })}`;
-
 export async function load() {
-  draw(await call("GET", place()));
+  draw(await call("GET", tasteOf(settings().user)));
 }
 
 async function change(method, rest, body) {
-  const taste = await call(method, place(rest), body);
+  const taste = await call(method, tasteOf(settings().user, rest), body);
   await loadState(); // which models there are
   draw(taste);
 }
 
 function draw(taste) {
   known = taste;
-  const { user, ready, active, versions, words, fault } = taste;
-  const own = session.info.models.find((name) => name === `${session.info.model}@${user}`) || active > 0;
+  watch(taste.user, taste);
+  const { ready, active, versions, words, fault } = taste;
   find("#words").textContent = words ? `${words[0].toUpperCase()}${words.slice(1)}` : "";
-  find("#adapter").textContent = standing(taste, own);
+  find("#adapter").textContent = standing(taste);
   find("#taste-fault").textContent = fault;
   find("#taste-fault").hidden = !fault;
   find("#foreseen").hidden = !versions.length;
   find("#foreseen").replaceChildren(...(versions.length ? picture(taste) : []));
-  find("#strength-row").hidden = !ready || !versions.length;
   const slider = find("#strength");
   slider.max = taste.max_strength;
   slider.value = taste.strength;
+  find("#strength-row").hidden = !ready || !active;
+  find("#help-strength").textContent = isLora(taste)
+    ? "A LoRA has no degrees: 0 is off, anything else is on."
+    : "How far your answers follow your taste. 0 is off; at the far end answers begin to lose the thread.";
   tell(taste.strength);
   find("#taste-history").hidden = !versions.length;
   if (versions.length) find("#taste-versions").replaceChildren(...[...versions].reverse().map(version), everybody(active));
   training(taste);
-  clearTimeout(looking);
-  if (taste.training.state === "running" || taste.learning) looking = setTimeout(look, LOOK_MS);
 }
 
-/** While something is going on and the panel is open. */
-async function look() {
-  if (!find("#taste").open || known.user !== settings().user) return;
-  const before = known.training.state;
-  await attempt(load);
-  if (before !== "running" || known.training.state === "running") return;
-  announce(known.training.message);
-  await attempt(loadState);
-}
+const isLora = ({ versions, active }) => versions.some(({ version: number, method }) => number === active && method !== "lore");
 
-function standing({ user, ready, why_not, choices, active, simulated, strength }, own) {
-  const base = session.info.model;
-  if (own) {
-    const ends = active && !strength ? "At strength 0 it changes nothing." : "It answers your conversations unless you choose another one.";
-    return `You have a version of your own: ${base}@${user}. ${ends}`;
+/** What there is, and what answers just now. */
+function standing({ user, ready, why_not, choices, active, versions, simulated, strength }) {
+  const { model: base, models } = session.info;
+  const own = `${base}@${user}`;
+  const chosen = chosenModel(user);
+  if (active || models.includes(own)) {
+    const is = active && !strength ? "At strength 0 it changes nothing." : "It answers your conversations.";
+    const other = `It does not answer now: ${chosen} was chosen under “Answering”.`;
+    return `You have a version of your own: ${own}. ${chosen && chosen !== own ? other : is}`;
   }
-  const now = `There is no version of your own yet: ${base} answers as it does for everybody.`;
+  const answering = chosen && chosen !== base ? `${chosen} answers: it was chosen under “Answering”.` : `${base} answers as it does for everybody.`;
+  const now = `${versions.length ? "No version of your own is in use" : "There is no version of your own yet"}: ${answering}`;
   if (!ready) return `${now} ${why_not[0].toUpperCase()}${why_not.slice(1)}.`;
   const where = simulated ? " What people may differ in was learned from simulated users." : "";
   return `${now} ${choices ? "" : "Choose between two answers, and it begins."}${where}`;
@@ -137,7 +133,12 @@ function training({ ready, trainable, training: { state, progress, message }, ch
   find("#stop-training").hidden = !running;
 }
 
-const tell = (value) => (find("#strength").nextElementSibling.textContent = value ? String(value) : "off");
+/** The strength in words: beside the slider, and for who hears it. */
+function tell(value) {
+  const text = !value ? "off" : isLora(known) ? "on" : String(value);
+  find("#strength").nextElementSibling.textContent = text;
+  find("#strength").setAttribute("aria-valuetext", value === known.usual_strength && text !== "on" ? `${text}, the usual` : text);
+}
 
 function shape(tag, attributes) {
   const node = document.createElementNS(SVG, tag);

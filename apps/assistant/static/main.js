@@ -8,6 +8,7 @@ import * as history from "./history.js";
 import { attempt, emit, loadState, on, pending, reload, session, show, stop, written } from "./session.js";
 import * as settings from "./settings.js";
 import * as taste from "./taste.js";
+import * as watch from "./watch.js";
 
 const PHONE = matchMedia("(max-width: 760px)");
 const PULSE_MS = 1500;
@@ -15,7 +16,7 @@ let pulse = null;
 let invited = null;
 
 for (const node of document.querySelectorAll("[data-icon]")) node.prepend(icon(node.dataset.icon));
-for (const part of [chat, composer, history, settings, taste]) part.start();
+for (const part of [chat, composer, history, settings, taste, watch]) part.start();
 find("#open-settings").addEventListener("click", settings.open);
 find("#open-taste").addEventListener("click", () => attempt(taste.open));
 find("#open-keys").addEventListener("click", () => openDialog(find("#keys")));
@@ -54,7 +55,6 @@ async function begin() {
 
 async function route() {
   const id = /^#\/c\/([0-9a-f]{32})$/.exec(location.hash)?.[1] ?? null;
-  if (id && id === session.conversation?.id) return;
   try {
     await show(id);
   } catch (error) {
@@ -90,7 +90,7 @@ function press(event) {
 }
 
 function tell(text) {
-  find("#banner").textContent = text;
+  if (find("#banner").textContent !== text) find("#banner").textContent = text; // said again, it would be read out again
   find("#banner").hidden = false;
 }
 

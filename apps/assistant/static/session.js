@@ -1,8 +1,10 @@
 // What the page knows, and everything that changes it: the conversation on show, answers being written, settings.
-// Views listen for "change" (anything), "token" (an answer grew) and "history" (the list of conversations).
+// Views listen for "change" (anything), "token" (an answer grew), "history" (the list of conversations), "opened"
+// (another conversation), "state" (settings, models), "model" (which one answers), "taught" (a choice was made).
 import { announce, toast } from "./dom.js";
 import { ApiError, call, stream } from "./api.js";
-import { branch, waiting } from "./tree.js";
+import { dropDrafts, dropDraftsOf } from "./drafts.js";
+import { branch, tip, waiting } from "./tree.js";
 
 export const events = new EventTarget();
 export const session = {
@@ -11,6 +13,8 @@ export const session = {
   writing: new Map(), // conversation id -> the answer that is being written
   failed: new Map(), // question id -> {error, text} of the last try
   skipped: new Set(), // comparisons that shall not ask again
+  asking: false, // a question is on its way to be stored
+  asked: null, // the comparison that a button asked for, of whichever answer
 };
 const STORING_MS = 10_000; // how long a stopped answer may take to be stored
 const others = new BroadcastChannel("edgealign"); // the same page in other tabs
@@ -35,16 +39,25 @@ export function chooseModel(name, user = speaker()) {
   emit("model");
 }
 
-/** Tell the views, and the other tabs, that something is different. */
-export function changed(id = session.conversation?.id) {
+/** Whether no question can be asked here just now: one is on its way, or being answered. */
+export const busy = () => session.asking || Boolean(written());
+
+/** Tell the views, and the other tabs, that something is different; `gone`: a conversation, `forgotten`: a user. */
+export function changed(id = session.conversation?.id, { gone, forgotten } = {}) {
   emit("change");
+  tidy({ id, gone, forgotten });
+  others.postMessage({ id, gone, forgotten });
+}
+
+function tidy({ gone, forgotten }) {
+  if (gone) dropDrafts(gone);
+  if (forgotten) dropDraftsOf(forgotten);
   emit("history");
-  others.postMessage({ id });
 }
 
 others.onmessage = async ({ data }) => {
-  emit("history");
-  if (data.id === "settings") await loadState();
+  tidy(data);
+  if (data.id === "settings" || data.id === null) await loadState();
   if (!data.id || data.id !== session.conversation?.id || written()) return;
   await reload().catch((error) => error.status === 404 && show(null)); // deleted over there
 };
@@ -79,9 +92,20 @@ export function changeSettings(values) {
   return changing;
 }
 
+let wanted = 0; // counts what was to be shown: only the last of several quick wishes is
+
 /** Show a conversation, or a new one. */
 export async function show(id) {
-  session.conversation = id ? await call("GET", `/api/conversations/${id}`) : null;
+  const mine = ++wanted;
+  if (id && id === session.conversation?.id) return;
+  let found = null;
+  try {
+    if (id) found = await call("GET", `/api/conversations/${id}`);
+  } catch (error) {
+    if (mine === wanted) throw error;
+  }
+  if (mine !== wanted) return;
+  session.conversation = found;
   emit("opened");
   emit("change");
 }
@@ -93,19 +117,39 @@ export async function reload(id = session.conversation?.id) {
   return found;
 }
 
-/** Ask: a question under the end of the branch, or `parent`'s branch when an earlier question is asked in other words. */
-export async function say(content, { parent, compare = false } = {}) {
-  await settled();
-  let conversation = session.conversation;
-  if (!conversation) {
-    conversation = session.conversation = await call("POST", "/api/conversations", {});
-    emit("opened");
+/**
+ * Ask: a question under the end of the branch, or `parent`'s branch when an earlier question is asked in other words.
+ * `stored` is called when the question is kept; the promise ends with the answer.
+ */
+export async function say(content, { parent, compare = false, stored = () => {} } = {}) {
+  if (busy()) return toast("Another question is being answered: wait, or stop it.");
+  session.asking = true;
+  let { conversation } = session;
+  const here = wanted;
+  let question;
+  try {
+    await settled();
+    if (!conversation) {
+      conversation = await call("POST", "/api/conversations", {});
+      if (here === wanted) enter(conversation);
+    }
+    if (session.conversation?.id === conversation.id) conversation = session.conversation; // as it is by now
+    const above = parent === undefined ? answerOnShow(conversation) : parent;
+    question = await call("POST", `/api/conversations/${conversation.id}/messages`, { content, parent: above });
+    stored();
+    await reload(conversation.id);
+  } finally {
+    session.asking = false;
   }
-  const above = parent === undefined ? answerOnShow(conversation) : parent;
-  const question = await call("POST", `/api/conversations/${conversation.id}/messages`, { content, parent: above });
-  await reload(conversation.id);
   changed(conversation.id);
   return answer(conversation.id, question.id, { compare: compare || dueForChoice(), user: conversation.user });
+}
+
+/** A conversation that was just made is on show. */
+function enter(conversation) {
+  session.conversation = conversation;
+  emit("created");
+  emit("opened");
 }
 
 function answerOnShow(conversation) {
@@ -172,27 +216,27 @@ export function stop() {
   written()?.abort.abort();
 }
 
-/** The comparison to show in place of the last answer, unless it was put off. */
+/** The comparison to show in place of an answer: one that was asked for, or else the last answer's, unless put off. */
 export function pending() {
-  if (!session.conversation || written()) return null;
-  const pair = waiting(session.conversation);
+  const { conversation } = session;
+  if (!conversation || written()) return null;
+  const shown = new Set(branch(conversation).map(({ id }) => id));
+  const asked = conversation.comparisons.find(({ id, choice }) => id === session.asked && choice === null);
+  const pair = asked && (shown.has(asked.left) || shown.has(asked.right)) ? asked : waiting(conversation);
   return pair && !session.skipped.has(pair.id) ? pair : null;
 }
 
 export async function choose(pair, choice) {
+  const { id, head, user } = session.conversation;
   const { learned } = await call("PUT", `/api/comparisons/${pair.id}/choice`, { choice });
-  await reload();
-  changed();
-  await taught(learned);
-}
-
-/** Say what a choice taught; a first version is another model to answer with. */
-async function taught(learned) {
-  if (!learned) return;
-  const { words, version, reason } = learned;
-  if (version) toast(words ? `So far: ${words}.` : "Noted: nothing stands out yet.");
-  else toast(`Noted: ${reason}.`);
-  if (version) await loadState();
+  const found = await reload(id);
+  if (head !== pair.left && head !== pair.right) {
+    // An earlier answer: the server ends the branch at the chosen one, and what was said below it shall stay on show.
+    const chosen = found.messages.find((message) => message.id === pair[choice]);
+    await showBranch(id, chosen ? tip(found, chosen).id : head);
+  }
+  changed(id);
+  emit("taught", { user, learned });
 }
 
 export function skip(pair) {
@@ -202,14 +246,20 @@ export function skip(pair) {
 
 /** Put two answers that are there already side by side. */
 export async function compare(left, right) {
-  await call("POST", "/api/comparisons", { left, right });
-  await reload();
+  const { id } = session.conversation;
+  session.asked = (await call("POST", "/api/comparisons", { left, right })).id;
+  await reload(id);
 }
 
 /** Another branch. */
 export async function turnTo(message) {
-  session.conversation = await call("PATCH", `/api/conversations/${session.conversation.id}`, { head: message.id });
-  changed();
+  await showBranch(message.conversation, message.id);
+  changed(message.conversation);
+}
+
+async function showBranch(id, head) {
+  const found = await call("PATCH", `/api/conversations/${id}`, { head });
+  if (session.conversation?.id === id) session.conversation = found;
 }
 
 export async function rate(message, feedback) {
@@ -220,9 +270,12 @@ export async function rate(message, feedback) {
 }
 
 /** The answer as it should have been: a preference for the edit. */
-export async function correct(message, content) {
+export async function correct(message, content, { stored }) {
+  const id = message.conversation;
+  const user = speaker();
   const { learned } = await call("POST", `/api/messages/${message.id}/edit`, { content });
-  await reload();
-  changed();
-  await taught(learned);
+  stored();
+  await reload(id);
+  changed(id);
+  emit("taught", { user, learned });
 }

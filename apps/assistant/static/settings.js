@@ -31,7 +31,6 @@ export function start() {
   find("#light").addEventListener("click", () => attempt(() => changeSettings({ theme: dark() ? "light" : "dark" })));
   on("state", draw);
   for (const name of ["model", "opened"]) on(name, models);
-  on("history", () => attempt(people));
 }
 
 export function open() {

@@ -76,6 +76,6 @@ async function forget() {
   location.hash = "";
   await loadState();
   await show(null);
-  changed(null);
+  changed(null, { forgotten: user });
   toast(`Forgotten: ${conversations} ${conversations === 1 ? "conversation" : "conversations"}.`);
 }

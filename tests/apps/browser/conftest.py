@@ -230,6 +230,7 @@ class Program:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
+        self.pid = 0
         until(lambda: not self._answers())
 
     def _answers(self) -> bool:

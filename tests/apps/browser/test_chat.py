@@ -157,6 +157,53 @@ def test_an_edit_that_is_cancelled_changes_nothing(talk: Talk, starter: Served) 
     assert len(starter.http.get(f"/api/conversations/{key}").json()["messages"]) == 2
 
 
+def test_an_edit_survives_answers_other_conversations_and_a_save_that_fails(
+    talk: Talk, starter: Served, tab: TalkMaker
+) -> None:
+    key, other = bring(starter, ["A question", "A stiff answer"], ["Elsewhere", "Yes"])
+    talk.open(f"#/c/{key}")
+    talk.act(talk.find(".answer"), "edit")
+    field = talk.page.get_by_label("The answer as it should have been")
+    field.fill("A kind answer")
+    talk.ask("And a second question?")
+    assert field.input_value() == "A kind answer"
+    talk.find(f"#conversations [data-id='{other}'] a").click()
+    talk.questions.filter(has_text="Elsewhere").wait_for()
+    assert field.count() == 0
+    talk.page.reload()
+    talk.find(f"#conversations [data-id='{key}'] a").click()
+    field.wait_for()
+    assert field.input_value() == "A kind answer"
+    talk.page.route("**/edit", lambda route: route.abort())
+    talk.button("Save").click()
+    talk.toasted("not answering")
+    talk.find("#banner").wait_for(state="visible")
+    talk.find("#banner").wait_for(state="hidden")  # the server was found again, and everything drawn anew
+    assert field.input_value() == "A kind answer"
+    talk.page.unroute("**/edit")
+    talk.button("Save").click()
+    talk.find(".note").filter(has_text="your own words").wait_for()
+    assert field.count() == 0
+    assert talk.page.evaluate("Object.keys(sessionStorage)") == []
+
+
+def test_a_question_sent_before_the_one_before_it_is_stored_waits(talk: Talk, starter: Served) -> None:
+    held: list[Any] = []
+    talk.page.route("**/messages", lambda route: held.append(route))
+    talk.send("First")
+    talk.page.wait_for_function("() => location.hash")  # the conversation is there
+    while not held:
+        talk.page.wait_for_timeout(20)
+    talk.send("Second")
+    assert talk.field.input_value() == "Second"
+    held[0].continue_()
+    talk.find("[data-act=again]:enabled").wait_for(state="attached")
+    assert (len(held), talk.field.input_value()) == (1, "Second")
+    assert talk.questions.all_inner_texts() == ["First"]
+    (entry,) = starter.http.get("/api/conversations").json()
+    assert entry["messages"] == 2
+
+
 @on_both
 def test_answers_and_code_are_copied_as_they_were_written(talk: Talk, starter: Served) -> None:
     text = "Some *markdown*:\n\n```python\nprint('a < b')\n```"
@@ -201,6 +248,19 @@ def test_a_question_that_is_too_long_says_so_and_is_not_lost(talk: Talk) -> None
     assert "context" in problem.inner_text().lower() or "tokens" in problem.inner_text().lower()
     assert talk.button("Try again").is_visible()
     assert talk.questions.count() == 1
+
+
+def test_a_problem_is_announced_once(talk: Talk, starter: Served) -> None:
+    (key,) = bring(starter, ["A question", "An answer"])
+    talk.open(f"#/c/{key}")
+    talk.answers.wait_for()
+    talk.send("word " * 30_000)
+    problem = talk.find(".problem[role=alert]")
+    problem.wait_for()
+    problem.evaluate("node => (node.dataset.seen = 'yes')")
+    talk.act(talk.find(".answer").first, "up")
+    talk.find("[data-act=up][aria-pressed=true]").wait_for()
+    assert problem.get_attribute("data-seen") == "yes"  # a new node would be read out again
 
 
 def test_the_answers_model_and_speed_are_told(talk: Talk) -> None:

@@ -81,6 +81,28 @@ def test_two_versions_that_are_there_can_be_compared(talk: Talk, starter: Served
     assert (pair["source"], pair["choice"]) == ("compare", "left")
 
 
+def test_an_earlier_answer_is_compared_in_its_place_and_what_follows_stays(talk: Talk, starter: Served) -> None:
+    (key,) = bring(starter, ["First question", "First answer", "Second question", "Second answer"])
+    talk.open(f"#/c/{key}")
+    talk.act(talk.find(".answer").first, "again")
+    talk.find(".versions .count").filter(has_text="2 of 2").wait_for()
+    talk.button("Earlier version").click()
+    talk.questions.nth(1).wait_for()
+    talk.act(talk.find(".answer").first, "two")
+    talk.find("#log > .question + .pair + .question + .answer").wait_for()
+    talk.find(".pair .side").first.get_by_role("button").click()
+    talk.find(".note").filter(has_text="You chose this one.").wait_for()
+    assert talk.questions.all_inner_texts() == ["First question", "Second question"]
+    assert talk.answers.all_inner_texts() == ["First answer", "Second answer"]
+    (row,) = choices(starter)
+    assert row["chosen"] == "First answer"
+    talk.act(talk.find(".answer").first, "two")
+    talk.find(".pair").wait_for()
+    talk.button("About the same", exact=False).click()  # no reason to leave what is on show
+    talk.find(".pair").wait_for(state="detached")
+    assert talk.answers.all_inner_texts() == ["First answer", "Second answer"]
+
+
 @on_both
 def test_a_thumb_counts_at_once_and_its_reasons_are_added(talk: Talk, starter: Served) -> None:
     (key,) = bring(starter, ["A question", "An answer"])
@@ -150,6 +172,9 @@ def test_a_user_with_an_adapter_is_told_of_it_and_answered_by_it(talk: Talk, sta
     talk.page.keyboard.press("Escape")
     talk.ask("Hello.")
     assert talk.find(".facts").inner_text().startswith("starter@ana")
+    talk.page.get_by_label("Answering").select_option("starter")
+    talk.button("Your taste").click()
+    talk.find("#adapter").filter(has_text="It does not answer now: starter was chosen").wait_for()
 
 
 def test_forgetting_a_user_leaves_the_others(talk: Talk, starter: Served) -> None:

@@ -62,6 +62,18 @@ def test_a_question_to_a_server_that_is_gone_stays_in_the_field(program: Program
     assert len(httpx.get(f"{program.url}/api/conversations", headers=headers).json()) == 1
 
 
+def test_a_question_asked_before_is_not_lost_either(program: Program, tab: TalkMaker) -> None:
+    talk = tab(program.url)
+    talk.send("Yes")
+    talk.page.wait_for_function("() => document.querySelector('.writing .text')?.textContent.length > 10")
+    talk.button("Stop").click()
+    talk.find(".note").filter(has_text="Stopped.").wait_for()
+    program.kill()
+    talk.send("Yes")
+    talk.find("#banner").filter(has_text="not running any more").wait_for()
+    talk.page.wait_for_function("() => document.querySelector('#field').value === 'Yes'")
+
+
 def test_a_page_that_lost_its_cookie_says_how_to_get_in(starter: Served, tab: TalkMaker) -> None:
     talk = tab(starter.url)
     talk.page.context.clear_cookies()

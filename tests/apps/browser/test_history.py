@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,45 @@ def test_a_conversation_is_deleted_after_a_question(talk: Talk, starter: Served)
     wait_for_entries(talk, ["Keep"])
     talk.find(".welcome").wait_for()
     assert [entry["id"] for entry in starter.http.get("/api/conversations").json()] == keys[:1]
+
+
+def test_drafts_go_with_their_conversation_and_their_user(talk: Talk, starter: Served) -> None:
+    key, _ = bring(starter, ["Mine", "Yes"], ["Mine too", "Yes"])
+    talk.page.reload()
+    talk.page.wait_for_selector("body.ready")
+    talk.field.fill("Of nobody's business")
+    talk.open(f"#/c/{key}")
+    talk.answers.wait_for()
+    talk.field.fill("Half a thought")
+    talk.act(talk.find(".answer"), "edit")
+    talk.find(".editor textarea").fill("Other words")
+    kept = "Object.keys(sessionStorage).length"
+    assert talk.page.evaluate(kept) == 3
+    talk.find(f"#conversations [data-id='{key}']").hover()
+    talk.button("Delete Mine").click()
+    talk.button("Delete", within="dialog.small").click()
+    talk.toasted("Deleted.")
+    assert talk.page.evaluate(kept) == 1
+    talk.page.get_by_label("Speaking").select_option("ana")
+    talk.page.wait_for_function("() => document.querySelector('#field').value === ''")
+    talk.page.get_by_label("Speaking").select_option("me")
+    talk.page.wait_for_function("() => document.querySelector('#field').value.startsWith('Of nobody')")
+    talk.button("Your taste").click()
+    talk.button("Forget me").click()
+    talk.button("Forget me", within="dialog.small").click()
+    talk.toasted("Forgotten")
+    assert talk.page.evaluate(kept) == 0
+
+
+def test_without_hovering_every_conversation_can_be_renamed_and_deleted(starter: Served, tab: TalkMaker) -> None:
+    bring(starter, ["One", "Yes"], ["Two", "Yes"])
+    tablet = {"viewport": {"width": 1024, "height": 768}, "has_touch": True, "is_mobile": True}
+    for talk in (tab(starter.url, on="phone"), tab(starter.url, **tablet)):
+        talk.side()
+        for name in ("Rename One", "Delete One", "Rename Two", "Delete Two"):
+            talk.button(name).wait_for()
+        talk.button("Delete Two").tap()
+        talk.button("Cancel", within="dialog.small").tap()
 
 
 def test_export_and_import_bring_everything_back(talk: Talk, starter: Served, tmp_path: Path) -> None:
@@ -157,6 +197,26 @@ def test_back_and_forward_walk_through_conversations(talk: Talk, starter: Served
     talk.answers.filter(has_text="First answer").wait_for()
     talk.page.go_forward()
     talk.answers.filter(has_text="Second answer").wait_for()
+
+
+def test_quick_clicks_end_where_the_last_one_went(talk: Talk, starter: Served) -> None:
+    slow, quick = bring(starter, ["Slow", "First answer"], ["Quick", "Second answer"])
+    talk.page.reload()
+    held: list[Any] = []
+    talk.page.route(f"**/api/conversations/{slow}", lambda route: held.append(route))
+    side = talk.side()
+    for name in ("Slow", "Quick", "Slow"):  # asked for, on show, and asked for while something else is on show
+        side.get_by_role("link", name=name).click()
+        if name == "Quick":
+            talk.answers.filter(has_text="Second answer").wait_for()
+    side.get_by_role("link", name="Quick").click()
+    assert len(held) == 2
+    for each in held:
+        with talk.page.expect_response(f"**/api/conversations/{slow}"):
+            each.continue_()
+    talk.page.wait_for_timeout(100)
+    assert talk.answers.all_inner_texts() == ["Second answer"]
+    assert quick in talk.page.url
 
 
 def test_an_address_of_a_conversation_that_is_gone_shows_a_new_one(talk: Talk) -> None:

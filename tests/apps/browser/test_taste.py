@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from assistant import tastes
 
 from ..conftest import Served
 from ..test_taste import teach
@@ -46,6 +47,9 @@ def test_the_panel_says_what_was_learned_and_shows_how_well_it_foresees(taught: 
 def test_strength_and_versions_count_at_once_and_undo_is_one_press(taught: Served, tab: TalkMaker) -> None:
     talk = panel(tab(taught.url))
     slider = talk.page.get_by_label("Strength", exact=True)
+    assert slider.get_attribute("aria-valuetext") == "1, the usual"
+    slider.fill("0")
+    assert slider.get_attribute("aria-valuetext") == "off"
     slider.fill("0.5")
     talk.find("#strength-row output").filter(has_text="0.5").wait_for()
     talk.button("Use version 1").click()
@@ -53,7 +57,8 @@ def test_strength_and_versions_count_at_once_and_undo_is_one_press(taught: Serve
     found = taught.http.get("/api/taste").json()
     assert (found["strength"], found["active"]) == (0.5, 1)
     talk.button("Use everybody's").click()
-    talk.find("#adapter").filter(has_text="no version of your own yet").wait_for()
+    talk.find("#adapter").filter(has_text="No version of your own is in use: starter answers").wait_for()
+    assert talk.find("#strength-row").is_hidden()  # there is nothing that it could do
     assert taught.http.get("/api/taste").json()["active"] == 0
 
 
@@ -63,6 +68,38 @@ def test_a_choice_says_what_it_taught(taught: Served, tab: TalkMaker) -> None:
     talk.find(".side").first.get_by_role("button").click()
     talk.find("#toast.shown").wait_for()
     assert talk.find("#toast").inner_text().startswith(("So far: ", "Noted: "))
+
+
+def test_a_choice_that_takes_longer_is_said_when_it_is_learned(
+    taught: Served, tab: TalkMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught.http.delete("/api/users/me")
+    monkeypatch.setattr(tastes, "SOON_S", 0.0)  # the answer to a choice waits for nothing
+    talk = tab(taught.url)
+    own = talk.find("#model option[value='starter@me']")
+    assert own.count() == 0
+    ask_twice(talk, "Give me an idea.")
+    talk.find(".side").first.get_by_role("button").click()
+    talk.page.wait_for_function("() => /^(So far|Noted): /.test(document.querySelector('#toast').textContent)")
+    own.wait_for(state="attached")  # a first version is another model to answer with
+
+
+def test_the_end_of_a_training_is_heard_with_the_panel_closed_and_after_polls_that_failed(
+    taught: Served, tab: TalkMaker
+) -> None:
+    teach(taught, "me", 4)
+    talk = panel(tab(taught.url))
+    talk.button("Train").click()
+    talk.find("#training-progress").wait_for()
+    talk.page.keyboard.press("Escape")
+    failed: list[str] = []
+    talk.page.route("**/api/taste?*", lambda route: (failed.append(route.request.url), route.abort()))
+    talk.find("#banner").wait_for(state="visible")
+    while len(failed) < 2:
+        talk.page.wait_for_timeout(100)
+    talk.page.unroute("**/api/taste?*")
+    taught.http.delete("/api/taste/training", params={"user": "me"}).raise_for_status()
+    talk.toasted("Stopped; everything is as it was.")
 
 
 def test_a_training_shows_its_progress_and_can_be_stopped(taught: Served, tab: TalkMaker) -> None:
