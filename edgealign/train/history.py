@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from edgealign.artifact import write_atomic
-from edgealign.progress import say
+from edgealign.progress import is_first_process, say
 from edgealign.train.log import is_step, step_rows
 from edgealign.train.recipes import PretrainRecipe, TrainRecipe
 
@@ -31,7 +31,7 @@ def history_steps(recipe: TrainRecipe) -> int:
 
 
 class HistoryCallback(TrainerCallback):  # type: ignore[misc]
-    """Evaluates at the start, every `every` steps and at the end."""
+    """Evaluates at the start, every `every` steps and at the end; of several processes the first writes."""
 
     def __init__(self, work: Path, every: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
         self.file, self.every, self.evaluate = work / HISTORY_FILE, every, evaluate
@@ -63,6 +63,8 @@ class HistoryCallback(TrainerCallback):  # type: ignore[misc]
             "loss": round(loss, 5),
         }
         self.rows.append(row)
+        if not is_first_process():
+            return
         write_atomic(self.file, "".join(json.dumps(entry) + "\n" for entry in self.rows))
         say(f"{row['tokens']:,} tokens, {row['seconds']:,.0f} s: held-out loss {row['loss']:.4f} nats per token")
 

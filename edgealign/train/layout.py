@@ -209,6 +209,18 @@ def split_by_tokens(n_tokens: Sequence[int], budget: int) -> list[list[int]]:
     return even if fits else groups
 
 
+def split_for(n_tokens: Sequence[int], budget: int, parts: int) -> list[list[int]]:
+    """As `split_by_tokens`, in a number of groups that `parts` divides, or else of one example each."""
+    groups = split_by_tokens(n_tokens, budget)
+    count = len(groups)
+    while len(groups) % parts and len(groups) < len(n_tokens):
+        count += -count % parts or parts
+        even = spread(n_tokens, count)
+        if all(sum(n_tokens[i] for i in group) <= budget or len(group) == 1 for group in even):
+            groups = even
+    return groups
+
+
 def spread(n_tokens: Sequence[int], count: int) -> list[list[int]]:
     """Indices in `count` groups of about the same number of tokens: longest first, each to the emptiest group."""
     groups: list[list[int]] = [[] for _ in range(count)]

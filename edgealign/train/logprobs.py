@@ -58,6 +58,7 @@ VERIFIED = ("lfm2", "lfm2_moe", "lfm3", "llama", "qwen3", "gemma3_text")
 LAYOUT_TOLERANCE_NATS = 0.05  # bfloat16 weights differ by up to about 0.02
 CHUNK_LOGITS = 2**20  # logits held at once: 4 MiB of float32, which stay in a core's cache from one pass to the next
 KEPT_LOGITS = 2**24  # what full training may keep of them for backward, 32 MiB in bfloat16; beyond, they are made again
+GATHERED = "gathered_logprobs"  # a sharded model's method that gathers its weights for `path_logprobs` (`sharding`)
 CHUNK_ROWS = 256  # but no fewer positions than this: below, a product with a large vocabulary's matrix is slow
 
 
@@ -73,6 +74,17 @@ def token_logprobs(model: nn.Module, batch: Batch, *, chunk: int | None = None) 
     Differentiable in whatever requires grad; call it under `torch.no_grad()` to score. A batch with candidates (a
     distillation) gives (N, 1 + K): the target's, then the candidates'.
     """
+    if not is_sharded(model):
+        return path_logprobs(model, batch, chunk)
+    core: Any = causal_lm(model)
+    found: Tensor = getattr(core, GATHERED)(batch, chunk)
+    if not torch.is_grad_enabled():
+        core.reshard()  # after a backward pass FSDP does so itself
+    return found
+
+
+def path_logprobs(model: nn.Module, batch: Batch, chunk: int | None) -> Tensor:
+    """`token_logprobs` of a model whose weights are here; what a sharded model runs once it has gathered them."""
     hidden = hidden_states(model, batch)  # (B, T, D)
     picked = hidden.flatten(0, 1).index_select(0, batch.source)  # (N, D)
     weight, bias = output_projection(model)
@@ -83,6 +95,11 @@ def token_logprobs(model: nn.Module, batch: Batch, *, chunk: int | None = None) 
         picked, weight, bias, batch.target, rows, torch.is_grad_enabled()
     )
     return out
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds only its part of the weights (`sharding.sharded`)."""
+    return hasattr(causal_lm(model), GATHERED)
 
 
 def chunk_rows(vocabulary: int) -> int:

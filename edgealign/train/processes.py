@@ -18,8 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from edgealign.errors import UsageError
-
 T = TypeVar("T")
 
 
@@ -55,6 +53,11 @@ def share(groups: Sequence[T]) -> Sequence[T]:
     return groups if count() == 1 else groups[rank() :: count()]
 
 
+def idle(groups: Sequence[T]) -> int:
+    """Passes that this process has fewer than the one with most; sharded weights need as many of all."""
+    return -(-len(groups) // count()) - len(share(groups))
+
+
 def add_gradients(model: nn.Module, *more: Tensor) -> None:
     """Sum gradients (a process without a pass counts as zero) and `more` over all processes, in place."""
     if count() == 1:
@@ -68,6 +71,12 @@ def add_gradients(model: nn.Module, *more: Tensor) -> None:
     dist.all_reduce(flat)
     for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def add(tensor: Tensor) -> None:
+    """Sum `tensor` over all processes, in place."""
+    if count() > 1:
+        dist.all_reduce(tensor)
 
 
 def add_counts(sums: Counter[str], tokens: int) -> tuple[Counter[str], int]:
@@ -98,21 +107,6 @@ def begin() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-
-
-def refuse_sharding() -> None:
-    """Weights live whole in every process.
-
-    Raises:
-        UsageError: accelerate is told to shard them. Its wrappers gather weights by a collective in every forward
-            pass, and here processes differ in how many passes they have: they would wait for each other for ever.
-    """
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
-            raise UsageError(
-                f"accelerate's {name}", "shards weights, and a step is shared out by its forward passes here",
-                "start it with torchrun, or accelerate launch --multi_gpu",
-            )
 
 
 def first_says(mine: bool) -> bool:

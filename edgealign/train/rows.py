@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,14 @@ class Rows:
         end = min(n_rows, len(self)) * self.width + 1
         return Rows(self.ids[:end], self.document[:end], self.width)
 
-    def groups(self, indices: Sequence[int], tokens_per_pass: int) -> list[list[int]]:
-        """`indices` in passes of as many rows as fit, at least one."""
+    def groups(self, indices: Sequence[int], tokens_per_pass: int, *, parts: int = 1) -> list[list[int]]:
+        """`indices` in passes of as many rows as fit, at least one; of fewer, so that `parts` divides the passes."""
         n = max(1, tokens_per_pass // self.width)
-        return [list(indices[i : i + n]) for i in range(0, len(indices), n)]
+        if parts == 1:
+            return [list(indices[i : i + n]) for i in range(0, len(indices), n)]
+        count = min(len(indices), parts * -(-len(indices) // (n * parts)))
+        bounds = [i * len(indices) // count for i in range(count + 1)]
+        return [list(indices[start:end]) for start, end in pairwise(bounds)]
 
     def batch(self, indices: Sequence[int], *, kernel: int) -> Batch:
         """The rows as tensors, in the layout that every loss reads (see `layout.Batch`)."""

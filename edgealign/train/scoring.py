@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from edgealign.progress import track
 from edgealign.train import processes
 from edgealign.train.adapt import lora_without_casts
-from edgealign.train.layout import Batch, Tree, arrange, lay_out, split_by_tokens, split_in_rows
-from edgealign.train.logprobs import token_logprobs
+from edgealign.train.layout import Batch, Tree, arrange, lay_out, split_for, split_in_rows
+from edgealign.train.logprobs import is_sharded, token_logprobs
 from edgealign.train.precision import Precision
 from edgealign.train.rows import Rows
 from edgealign.train.shortconv import kernel_width, tree_rows
@@ -33,12 +33,13 @@ class Passes:
     def of(model: nn.Module, precision: Precision, *, tokens_per_pass: int, pad_id: int = 0) -> Passes:
         return Passes(kernel_width(model), pad_id, tokens_per_pass, precision)
 
-    def groups(self, trees: Sequence[Tree] | Rows, indices: Sequence[int]) -> list[list[int]]:
-        """`indices` split so that each group fits a pass."""
+    def groups(self, trees: Sequence[Tree] | Rows, indices: Sequence[int], *, parts: int = 1) -> list[list[int]]:
+        """`indices` split so that each group fits a pass, and, where there are enough of them, in a number of groups
+        that `parts` divides."""
         if isinstance(trees, Rows):
-            return trees.groups(indices, self.tokens_per_pass)
+            return trees.groups(indices, self.tokens_per_pass, parts=parts)
         lengths = [trees[i].n_tokens for i in indices]
-        split = split_by_tokens(lengths, self.tokens_per_pass)
+        split = split_for(lengths, self.tokens_per_pass, parts)
         ordered = [[group[i] for i in arrange([lengths[j] for j in group])] for group in split]
         return [[indices[i] for i in group] for group in ordered]
 
@@ -73,14 +74,18 @@ def score(
     return torch.cat([torch.empty(0), *(found[i] for i in range(len(trees)))])
 
 
-def evaluate(model: nn.Module, task: Task, passes: Passes, *, label: str = "evaluating") -> dict[str, float]:
-    """Mean loss and metrics over all examples of a task, without learning."""
+def evaluate(
+    model: nn.Module, task: Task, passes: Passes, *, label: str = "evaluating", shared: bool = False
+) -> dict[str, float]:
+    """Mean loss and metrics over all examples of a task, without learning. `shared`: as for `score`."""
     totals: Counter[str] = Counter()
     weight = 0
-    for group, batch, logps in _forward_all(model, task.trees, passes, label):
+    for group, batch, logps in _forward_all(model, task.trees, passes, label, shared=shared):
         loss, metrics = task.loss(logps, batch, group)
         totals.update({"loss": float(loss), **metrics})
         weight += sum(task.weight(i) for i in group)
+    if shared:
+        totals, weight = processes.add_counts(totals, weight)
     return {name: value / max(weight, 1) for name, value in sorted(totals.items())}
 
 
@@ -92,12 +97,15 @@ def _forward_all(
     model.eval()
     try:
         groups = passes.groups(trees, range(len(trees)))
-        groups = list(processes.share(groups)) if shared else groups
-        for group in track(groups, total=len(groups), label=label):
+        mine = list(processes.share(groups)) if shared else groups
+        for group in track(mine, total=len(mine), label=label):
             batch = passes.batch(trees, group, device)
             with torch.no_grad(), tree_rows(model):
                 logps = passes.logprobs(model, batch)
             yield group, batch, logps
+        for _ in range(processes.idle(groups) if shared and is_sharded(model) else 0):
+            with torch.no_grad(), tree_rows(model):
+                passes.logprobs(model, passes.batch(trees, groups[-1], device))
     finally:
         model.train(was_training)
 

@@ -34,7 +34,7 @@ from edgealign.errors import InputError, RecipeError, writing
 from edgealign.models.lint import describe, lora_targets
 from edgealign.models.load import load_model, load_tokenizer
 from edgealign.progress import is_first_process, say
-from edgealign.train import processes
+from edgealign.train import processes, sharding
 from edgealign.train.adapt import add_lora, merge_lora, restore, save_lora, trainable
 from edgealign.train.checkpoints import full_disk
 from edgealign.train.curriculum import Curriculum
@@ -86,7 +86,7 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
     """Train and publish; see the module's text for the order."""
     out = Path(out)
     refuse_existing(out)
-    processes.refuse_sharding()
+    sharding.wanted(recipe)  # refuses early what cannot be sharded
     if recipe.lora and recipe.qat != "none":
         raise RecipeError("qat", "rounds the weights that a LoRA leaves alone", "choose --qat or --lora")
     source = open_model(model)

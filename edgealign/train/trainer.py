@@ -25,15 +25,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from edgealign.errors import CheckFailed
 from edgealign.progress import bar, is_first_process, say
-from edgealign.train import processes
+from edgealign.train import processes, sharding
 from edgealign.train.checkpoints import CheckpointCallback, newest_complete, read_state
 from edgealign.train.history import HistoryCallback, history_steps
 from edgealign.train.log import LogCallback, step_rows
-from edgealign.train.logprobs import compiled
+from edgealign.train.logprobs import compiled, is_sharded
 from edgealign.train.optimizers import build_optimizer
 from edgealign.train.recipes import PretrainRecipe, TrainRecipe
 from edgealign.train.scoring import Passes, evaluate
@@ -60,6 +61,7 @@ def plan_steps(task: Task, recipe: TrainRecipe, passes: Passes, order: Order | N
     """All optimizer steps of a run: every epoch shuffles anew, the last step of an epoch may be smaller.
 
     `order` may put an epoch in another order. It must give the same answer every time: a resumed run asks again.
+    Of several processes each has the same number of passes in a step, where the step has enough examples.
     """
     steps: list[Step] = []
     n = len(task.trees)
@@ -68,7 +70,8 @@ def plan_steps(task: Task, recipe: TrainRecipe, passes: Passes, order: Order | N
         given = order(epoch) if order is not None else None
         places = np.random.default_rng((recipe.seed, epoch)).permutation(n).tolist() if given is None else given
         for start in range(0, n, recipe.batch_size):
-            steps.append(passes.groups(task.trees, places[start : start + recipe.batch_size]))
+            together = places[start : start + recipe.batch_size]
+            steps.append(passes.groups(task.trees, together, parts=processes.count()))
             if len(steps) == n_wanted:
                 return steps
     return steps
@@ -87,16 +90,19 @@ def fit(
     """Train `model` in place on all steps of `plan_steps`, from the newest whole checkpoint below `work` if any.
 
     The caller has fixed the number of threads (`precision.fixed_threads`). `held_out` is evaluated on the way where
-    the recipe asks for it (`pretrain`). `order`: see `plan_steps`.
+    the recipe asks for it (`pretrain`). `order`: see `plan_steps`. Several processes may share the weights out
+    (`sharding`); `model` is whole again afterwards, in every process.
 
     Raises:
         CheckFailed: the loss stopped being a number.
+        UsageError: weights are to be sharded, and the recipe does not allow it.
     """
+    shard = sharding.wanted(recipe)
     steps = plan_steps(task, recipe, passes, order)
     config: Any = getattr(model, "config", None)
     use_cache = getattr(config, "use_cache", None)  # the trainer turns it off for good
     checkpoint = newest_complete(work)
-    with bar(total=len(steps), label="training") as advance:
+    with bar(total=len(steps), label="training") as advance, sharding.sharded(model, shard) as trained:
         log = LogCallback(work, advance)
         state = task.state if isinstance(task, Remembers) else None
         if isinstance(task, Remembers):
@@ -104,14 +110,15 @@ def fit(
         saver = CheckpointCallback(
             work, every_s=recipe.save_every_s, every_steps=recipe.save_every_steps, state=state
         )
-        callbacks: list[Any] = [log, saver]
+        callbacks: list[Any] = [log, saver] if is_first_process() else [saver]
         if held_out is not None and (every := history_steps(recipe)):
-            callbacks.insert(0, HistoryCallback(work, every, lambda: evaluate(model, held_out, passes, label="")))
-        if not is_first_process():  # log and history are one file each, and process 0 writes them
-            callbacks = [saver]
-        trainer = AlignTrainer(model, task, steps, passes, recipe, _arguments(recipe, work), callbacks)
+            held = held_out
+            history = HistoryCallback(work, every, lambda: evaluate(trained, held, passes, label="", shared=True))
+            callbacks.insert(0, history)
+        trainer = AlignTrainer(trained, task, steps, passes, recipe, _arguments(recipe, work), callbacks)
+        compiling = not shard and wants_compiling(recipe, task, len(steps))
         try:
-            with tree_rows(model), compiled(model, wants_compiling(recipe, task, len(steps))), quiet_transformers():
+            with tree_rows(trained), compiled(trained, compiling), quiet_transformers():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             log.close()
@@ -170,6 +177,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self.task, self.passes, self.recipe = task, passes, recipe
         self.speed = Speed.of(model, passes, task)
+        self.sharded = is_sharded(model)
         self._sums: Counter[str] = Counter()
         self._weight = 0
         self._tokens = 0
@@ -192,6 +200,28 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         )
         return self.optimizer
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Weights of a checkpoint; those of a sharded model are gathered by all processes."""
+        if self.sharded:
+            state_dict = sharding.whole_weights(self.model)
+        if is_first_process():
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        sharding.save_optimizer(self.optimizer, Path(output_dir) / OPTIMIZER_NAME)
+        if is_first_process():
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        sharding.load_optimizer(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
     def get_train_dataloader(self) -> Any:
         """All steps, in order, for every process: a step is shared out by its passes and not by its examples."""
         return torch.utils.data.DataLoader(self.train_dataset, batch_size=1, collate_fn=_only_item)
@@ -206,7 +236,13 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             loss = self.compute_loss(model, {"group": group, "weight": weight})
             loss.backward()
             total += loss.detach()
-        processes.add_gradients(model, total)
+        if self.sharded:  # FSDP has summed the gradients
+            for _ in range(processes.idle(inputs["groups"])):
+                batch = self.passes.batch(self.task.trees, inputs["groups"][-1], self.args.device)
+                (0.0 * self.passes.logprobs(model, batch).sum()).backward()
+            processes.add(total)
+        else:
+            processes.add_gradients(model, total)
         if not math.isfinite(float(total)):
             raise CheckFailed(
                 f"loss {float(total)}", f"stopped being a number at step {self.state.global_step + 1}",

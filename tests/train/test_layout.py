@@ -17,6 +17,7 @@ from edgealign.train.layout import (
     pack,
     pair,
     split_by_tokens,
+    split_for,
     split_in_rows,
     stack,
 )
@@ -143,6 +144,24 @@ def test_groups_hold_every_example_once_and_keep_to_the_budget(lengths, budget):
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         assert sum(lengths[i] for i in group) <= budget or len(group) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 80), st.integers(1, 5))
+def test_groups_for_several_processes_are_as_many_for_each_where_there_are_enough_examples(lengths, budget, parts):
+    groups = split_for(lengths, budget, parts)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    assert len(groups) % parts == 0 or len(groups) == len(lengths)
+    for group in groups:
+        assert sum(lengths[i] for i in group) <= budget or len(group) == 1
+    if parts == 1:
+        assert groups == split_by_tokens(lengths, budget)
+
+
+def test_a_step_of_one_pass_is_split_evenly_for_two_processes():
+    assert split_for([280] * 8, 4096, 2) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert len(split_for([280] * 8, 1000, 2)) == 4  # 3 by the budget
+    assert split_for([7], 10, 2) == [[0]]
 
 
 def test_groups_are_as_few_as_the_budget_allows_and_evenly_filled():

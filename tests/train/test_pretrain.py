@@ -57,6 +57,16 @@ def test_every_token_but_the_first_of_a_document_is_learned_exactly_once():
     assert [rows.n_learned(i) for i in range(len(rows))] == batch.lengths.tolist()
 
 
+def test_rows_of_a_step_make_as_many_passes_for_every_process():
+    rows = rows_of([81], width=8)
+    for n, tokens, parts in [(10, 32, 1), (10, 32, 2), (9, 72, 4), (3, 64, 2), (1, 64, 2), (7, 8, 3)]:
+        groups = rows.groups(list(range(n)), tokens, parts=parts)
+        assert [i for group in groups for i in group] == list(range(n))
+        assert len(groups) % parts == 0 or len(groups) == n
+        assert max(map(len, groups)) * 8 <= tokens
+    assert [len(group) for group in rows.groups(list(range(9)), 72, parts=4)] == [2, 2, 2, 3]
+
+
 @pytest.mark.parametrize("name", ["lfm2", "llama"])
 def test_a_row_scores_its_documents_as_if_each_stood_alone(name, make_model):
     model = make_model(name)

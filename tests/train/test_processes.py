@@ -12,10 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgealign.errors import UsageError
-from edgealign.train import preference, processes
-from edgealign.train.recipes import PreferenceRecipe
-
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # A run of `fit` whose weights and memory every process writes down; it can end after some steps, as if killed.
 PROGRAM = """
@@ -125,11 +121,3 @@ def test_two_processes_remember_the_same_and_resume_it(objective, tmp_path):
     assert [name for name in one if name.startswith("memory.")]
     for rank in (0, 1):
         same(one, load_file(tmp_path / "two" / f"process-{rank}.safetensors"))
-
-
-def test_sharding_by_accelerate_is_refused_in_one_line(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UsageError, match=r"accelerate's FSDP: shards weights.*torchrun"):
-        preference.run(PreferenceRecipe(), model=tiny_model, data=["absent.jsonl"], out=tmp_path / "out")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
-    processes.refuse_sharding()
