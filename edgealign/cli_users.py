@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from edgealign import cli_options
+from edgealign import recipe as recipes
 from edgealign.cli_options import (
     ConfigOption,
     DryRunOption,
@@ -20,6 +21,7 @@ from edgealign.cli_options import (
     takes_recipe,
 )
 from edgealign.errors import RecipeError, UsageError
+from edgealign.personalize.budget_recipe import BudgetRecipe
 
 app = typer.Typer(help="The people of this machine and their adapters.", no_args_is_help=True, rich_markup_mode=None)
 METHODS = {
@@ -29,6 +31,10 @@ METHODS = {
 TAKES = {
     "lora": ("choices", "population", "start"), "lore": ("choices", "basis", "bundle"), "fspo": ("choices",),
     "direction": ("choices",), "lora-mix": ("choices", "basis", "bundle", "loras"), "linear": ("preference",),
+}  # fmt: skip
+BUDGETS = {
+    "lora": ("kl_budget", "perplexity_budget"), "direction": ("kl_budget", "perplexity_budget"),
+    "lora-mix": ("kl_budget", "perplexity_budget"), "lore": ("kl_budget",),
 }  # fmt: skip
 NEEDED = {  # of what a method takes; the others may be left out
     "choices": "give the user's choices: --choices PAIRS",
@@ -97,7 +103,7 @@ def lora_basis(
     )
 
 
-@takes_recipe(*METHODS.values())
+@takes_recipe(*METHODS.values(), BudgetRecipe)
 def personalize(
     *,
     model: ModelOption,
@@ -132,6 +138,7 @@ def personalize(
     """Fit one user: an embedding or a mix from 1 choice on, others from 4; published only if it does no harm."""
     if method not in METHODS:
         raise RecipeError(method, "is not a personalisation method", f"choose one of: {', '.join(METHODS)}")
+    room = {name: overrides.pop(name) for name in BUDGETS.get(method, ()) if name in overrides}
     _refuse(method, _foreign(METHODS[method], overrides))
     given: dict[str, Any] = {
         "choices": choices, "population": population, "start": start, "basis": basis, "bundle": bundle,
@@ -143,6 +150,8 @@ def personalize(
         if given[name] is None and name in NEEDED:
             raise UsageError(f"--{name}", "is missing", NEEDED[name])
     arguments: dict[str, Any] = {"model": model, "user": user, "out": out} | {name: given[name] for name in own}
+    if room:
+        arguments["budget"] = recipes.build(BudgetRecipe, room, where="budget")
     cli_options.run_stage(METHODS[method], overrides, config, dry_run, json, **arguments)
 
 

@@ -73,7 +73,7 @@ def follow(
 
 def tilting(conversation: Conversation, basis: OpenBasis, known: Preference) -> tuple[Tilt, Sequence[LogitsHook]]:
     """The tilt of one answer and the hooks that make it; without any where the taste is not to be followed."""
-    tilt = Tilt.of(basis, known.weights, strength=conversation.recipe.taste)
+    tilt = Tilt.of(basis, known.weights, strength=conversation.recipe.taste * known.scale)
     return tilt, (whole_tilt(conversation, tilt),) if tilt.strength else ()
 
 

@@ -1,7 +1,7 @@
 """`edgealign personalize --method direction`: a user as one direction in the model's states, which llama.cpp adds too.
 
     choices -> hold some out -> mean state of what was chosen minus of what was not, behind one layer -> shrink by
-    n / (n + n0) -> rank the held-out choices with and without it -> publish
+    n / (n + n0) -> keep within the budget (budget.py) -> rank the held-out choices with and without it -> publish
 
 The states are those behind the middle layer, averaged over an answer's tokens; the direction is added at every token.
 It is a control vector in llama.cpp's own format (`runtimes/control_vector.py`): four bytes a dimension, no gradient, no
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgealign.artifact import Artifact, open_artifact, open_model, publish, refuse_existing
 from edgealign.errors import UsageError
+from edgealign.personalize.budget_recipe import BudgetRecipe
 from edgealign.personalize.choices import load_choices
 from edgealign.personalize.lora import held_to, slug
 from edgealign.personalize.recipes import DirectionRecipe
@@ -34,16 +35,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def run(recipe: DirectionRecipe, *, model: str | Path, choices: str | Path, user: str, out: Path) -> Artifact:
+def run(
+    recipe: DirectionRecipe, *, model: str | Path, choices: str | Path, user: str, out: Path,
+    budget: BudgetRecipe | None = None,
+) -> Artifact:  # fmt: skip
     """Publish one user's direction at `out`.
+
+    Args:
+        budget: None is the default one.
 
     Raises:
         UsageError: a layer that the model does not have.
         InputError: too few choices.
-        CheckFailed: the held-out choices are ranked worse with the direction; nothing is published.
+        CheckFailed: the held-out choices are ranked worse with the direction, or it is over budget.
     """
     from edgealign.data.encode import encode_pairs, template_hash
     from edgealign.models.load import load_model, load_tokenizer
+    from edgealign.personalize.budget import Gauge, keep_within
     from edgealign.train.held_out import rank_pairs
     from edgealign.train.layout import pair
     from edgealign.train.precision import choose_precision, fixed_threads
@@ -51,6 +59,7 @@ def run(recipe: DirectionRecipe, *, model: str | Path, choices: str | Path, user
 
     out = Path(out)
     refuse_existing(out)
+    budget = budget or BudgetRecipe()
     started_s = time.monotonic()
     base = open_model(model)
     tok: Any = load_tokenizer(base.path)
@@ -72,7 +81,9 @@ def run(recipe: DirectionRecipe, *, model: str | Path, choices: str | Path, user
         passes = Passes.of(network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=2048)
         trees = [pair(*row) for row in held_out]
         before = rank_pairs(network, trees, passes, label="ranking the held-out choices")
+        gauge = Gauge.of(network, tok, [prompt for prompt, _, _ in fitted], base.path)
         hooks = steer(network, {layer: direction})
+        spent = keep_within(gauge, budget, user=name, halve=lambda: direction.mul_(0.5))  # in place: hooks see it
         after = rank_pairs(network, trees, passes, label="ranking the held-out choices again")
         for hook in hooks:
             hook.remove()
@@ -87,10 +98,11 @@ def run(recipe: DirectionRecipe, *, model: str | Path, choices: str | Path, user
         write_control_vector(
             {layer: direction.numpy()}, draft.dir / FILE, base_digest=base.digest, model_type=str(config.model_type)
         )
-        for check in checks:
+        for check in (*checks, *spent.checks(budget)):
             draft.add_check(check)
         draft.meta |= {
-            "base_digest": base.digest, "user": name, "method": "direction", "choices": own.facts, "layer": layer,
+            "base_digest": base.digest, "user": name, "method": "direction", "budget": spent.facts,
+            "choices": own.facts, "layer": layer,
             "share": share, "length": round(float(direction.norm()), 4), "held_out_before": asdict(before),
             "held_out_after": asdict(after), "threads": threads, "seconds": round(time.monotonic() - started_s, 1),
         }

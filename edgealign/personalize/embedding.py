@@ -1,10 +1,14 @@
 """`edgealign personalize --method lore`: one user as some tens of bytes, from the first choice on.
 
-    choices -> features, read by the model or a bundle of it -> weights by MAP -> checked by leaving one out -> publish
+    choices -> features, read by the model or a bundle of it -> weights by MAP -> checked by leaving one out
+    -> how strongly they may tilt answers -> publish
 
 The weights are those of a published basis (basis.py), with its prior: few choices move a user a little. Every choice
 is predicted by the weights that the others give; published is only what predicts them at least as well as the
 population does (mean log-loss). One choice cannot be checked in this way, and the prior alone answers for it.
+
+Some of the choices' questions are answered as `chat` would, tilted (tilt.py) with its default strength: where that pays
+more KL a token than the budget, the user's strength is halved until it does not. Any `--taste` is multiplied by that.
 
 An adapter is `preference.safetensors` (weights and posterior covariance, 4 bytes a number) and `preference.json`.
 Shape legend: k choices, B rank.
@@ -14,8 +18,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +31,16 @@ from edgealign.artifact import Artifact, Check, Input, open_artifact, open_model
 from edgealign.data.forms import Pair
 from edgealign.errors import ArtifactError, CheckFailed, InputError
 from edgealign.personalize.basis import OpenBasis, basis_folder, check_basis, open_basis
+from edgealign.personalize.budget_recipe import BudgetRecipe
 from edgealign.personalize.candidates import encode_answer
 from edgealign.personalize.choices import read_choices
 from edgealign.personalize.lora import slug
 from edgealign.personalize.lore import Fitted, fit_users
-from edgealign.personalize.recipes import EmbeddingRecipe
+from edgealign.personalize.recipes import TASTE, EmbeddingRecipe
+from edgealign.personalize.tilt import Tilt, sentence_ends, within_budget
 from edgealign.progress import say, track
 from edgealign.runtimes.probe import usable_cores
+from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import Session, open_session
 
 if TYPE_CHECKING:
@@ -41,15 +49,18 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 WEIGHTS, FACTS = "preference.safetensors", "preference.json"
+ANSWERS, ANSWER_TOKENS = 4, 48  # that the price of a tilt is measured on
 
 
 @dataclass(frozen=True)
 class Preference:
-    """A user on a basis: (B,) weights, (B, B) posterior covariance, the basis's digest."""
+    """A user on a basis: (B,) weights, (B, B) posterior covariance, the basis's digest, and what is left of a tilt's
+    strength within the budget."""
 
     weights: Floats
     covariance: Floats
     basis_digest: str
+    scale: float = 1.0
 
     @property
     def fitted(self) -> Fitted:
@@ -65,16 +76,19 @@ def run(
     user: str,
     out: Path,
     bundle: Path | None = None,
+    budget: BudgetRecipe | None = None,
 ) -> Artifact:
     """Fit one user and publish the adapter at `out`.
 
     Args:
         choices: preference pairs with `user_id`.
         bundle: an export of `model` that reads the answers in place of torch, as a device would.
+        budget: None is the default one.
 
     Raises:
         InputError: no choices, or a basis of another model.
-        CheckFailed: the user's choices are not predicted as well as by the population; nothing is published.
+        CheckFailed: the user's choices are not predicted as well as by the population, or answers that follow them even
+            a little are over budget; nothing is published.
     """
     out = Path(out)
     refuse_existing(out)
@@ -83,6 +97,7 @@ def run(
     made = publish_user(
         recipe, read.basis, read.projected, user=user, out=out, inputs=read.inputs, licences=read.licences,
         facts={"choices": read.facts, "seconds": round(time.monotonic() - started_s, 2)},
+        afford=partial(_afford, read, bundle, recipe.threads, budget or BudgetRecipe(), slug(user)),
     )  # fmt: skip
     say(f"user {slug(user)}: {len(read.projected)} choices, {made.meta['words'] or 'as everybody'}")
     return made
@@ -92,7 +107,9 @@ def run(
 class Read:
     """A user's choices (k, B + 1) as a basis reads them, and where they come from."""
 
+    base: Artifact
     basis: OpenBasis
+    prompts: list[tuple[int, ...]]
     projected: Floats
     inputs: list[Input]
     licences: Mapping[str, str]
@@ -108,6 +125,7 @@ def read_user(
     Raises:
         InputError: no choices, or a basis of another model.
     """
+    from edgealign.data.encode import encode_prompt
     from edgealign.models.load import load_tokenizer
 
     base, place = open_model(model), basis_folder(basis)
@@ -124,31 +142,71 @@ def read_user(
     finally:
         session.close()
     inputs = [base.as_input("base"), open_artifact(place).as_input("basis"), provenance]
-    return Read(shared, projected, inputs, base.manifest.licences, facts)
+    prompts = [encode_prompt(tokenizer, pair.prompt, typed=True)[-recipe.max_tokens :] for pair in own]
+    return Read(base, shared, prompts, projected, inputs, base.manifest.licences, facts)
 
 
 def publish_user(
     recipe: EmbeddingRecipe, basis: OpenBasis, projected: Floats, *, user: str, out: Path, inputs: Sequence[Input],
     licences: Mapping[str, str], facts: Mapping[str, Any],
+    afford: Callable[[Floats], tuple[float, Check]] | None = None,
 ) -> Artifact:  # fmt: skip
     """Fit a user on (k, B + 1) choices and publish the adapter.
+
+    Args:
+        afford: what is left of a tilt's strength for these weights, and what it costs; None: all of it, unmeasured.
 
     Raises:
         CheckFailed: the choices are not predicted as well as by the population; nothing is published.
     """
     fitted, checks = checked(projected, recipe.prior_precision, user)
+    scale = 1.0
+    if afford is not None:
+        scale, price = afford(fitted.weights[0])
+        checks.append(price)
     with publish(
         out, kind="adapter", format="preference", stage="personalize_embedding", recipe=recipe, inputs=inputs,
         licences=licences,
     ) as draft:  # fmt: skip
-        write_preference(draft.dir, Preference(fitted.weights[0], fitted.covariance[0], basis.digest))
+        write_preference(draft.dir, Preference(fitted.weights[0], fitted.covariance[0], basis.digest, scale))
         for check in checks:
             draft.add_check(check)
         draft.meta.update(
             base_digest=basis.model_digest, basis_digest=basis.digest, user=slug(user), method="lore",
-            fitted=len(projected), words=basis.words(fitted.weights[0]), bytes=4 * len(fitted.weights[0]), **facts,
+            fitted=len(projected), words=basis.words(fitted.weights[0]), bytes=4 * len(fitted.weights[0]),
+            scale=scale, **facts,
         )  # fmt: skip
     return open_artifact(out)
+
+
+def _afford(
+    read: Read, bundle: Path | None, threads: int, budget: BudgetRecipe, user: str, weights: Floats
+) -> tuple[float, Check]:
+    """How far answers may be tilted: what is left of the strength, and the check of what it costs.
+
+    Raises:
+        CheckFailed: even little of it is over budget.
+    """
+    from edgealign.data.encode import end_of_turn_id
+    from edgealign.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(read.base.path)
+    tilt = Tilt.of(read.basis, weights, strength=TASTE)
+    session = open_session(bundle or read.base.path, threads=threads or usable_cores())
+    try:
+        kept, paid = within_budget(
+            tilt, session, list(dict.fromkeys(read.prompts))[:ANSWERS], Sampling(max_tokens=ANSWER_TOKENS),
+            stop=[end_of_turn_id(tokenizer)], closing=sentence_ends(tokenizer), budget=budget.kl_budget,
+        )  # fmt: skip
+    except CheckFailed as error:
+        reason = f"answers that follow it, at {error.line()}"
+        raise CheckFailed(f"user {user}", reason, "not published") from error
+    finally:
+        session.close()
+    scale = kept.strength / TASTE
+    left = "" if scale == 1.0 else f"; scaled back to {scale:g} of the strength"
+    note = f"nats a token of answers that follow it with strength {TASTE:g}, at most{left}"
+    return scale, Check("KL to the base", paid, budget.kl_budget, True, note)
 
 
 def checked(projected: Floats, precision: float, user: str) -> tuple[Fitted, list[Check]]:
@@ -197,7 +255,8 @@ def write_preference(folder: Path, preference: Preference) -> None:
 
     arrays = {"weights": preference.weights, "covariance": preference.covariance}
     save_file({name: values.astype(np.float32) for name, values in arrays.items()}, folder / WEIGHTS)
-    write_atomic(folder / FACTS, json.dumps({"basis_digest": preference.basis_digest, "method": "lore"}) + "\n")
+    facts = {"basis_digest": preference.basis_digest, "method": "lore", "scale": preference.scale}
+    write_atomic(folder / FACTS, json.dumps(facts) + "\n")
 
 
 def read_preference(folder: Path | str, basis: OpenBasis) -> Preference:
@@ -217,10 +276,11 @@ def read_preference(folder: Path | str, basis: OpenBasis) -> Preference:
         arrays: Mapping[str, Any] = load_file(artifact.path / WEIGHTS)
         facts = json.loads((artifact.path / FACTS).read_text(encoding="utf-8"))
         weights, covariance = (arrays[name].astype(np.float64) for name in ("weights", "covariance"))
-        found = Preference(weights, covariance, str(facts["basis_digest"]))
+        found = Preference(weights, covariance, str(facts["basis_digest"]), float(facts.get("scale", 1.0)))
         rank = basis.folded.rank
         fits = found.weights.shape == (rank,) and found.covariance.shape == (rank, rank)
         fits = fits and all(bool(np.isfinite(values).all()) for values in arrays.values())
+        fits = fits and 0.0 < found.scale <= 1.0
     except Exception as error:  # safetensors raises a class of its own for each kind of damage
         raise ArtifactError(folder, "is no readable preference", fix) from error
     if found.basis_digest != basis.digest:

@@ -1,13 +1,15 @@
 """`edgealign personalize`: from 4 to 64 of one person's choices to a LoRA that a session can load.
 
-    choices -> hold some out -> fit from the population -> shrink by n / (n + n0) -> rank the held-out ones -> publish
+    choices -> hold some out -> fit from the population -> shrink by n / (n + n0) -> keep within the budget (budget.py)
+    -> rank the held-out ones -> publish
 
 Few choices move a user a little: what was learned is scaled by n / (n + n0), the posterior mean of a normal with a
 prior worth n0 observations at the population: base, or base plus a population LoRA. `edgealign start` makes one of
 other users' adapters, and the new user's learns in the directions in which those differ; it must also beat the base.
 
 It is published only if the user's held-out choices are ranked at least as well as by the population: a higher ranking
-accuracy, or the same with a mean margin that did not fall. Otherwise nothing is written and the exit status is 1.
+accuracy, or the same with a mean margin that did not fall. Otherwise nothing is written and the exit status is 1; so it
+is where even a small part of the fit forgets more than the budget allows.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from edgealign.artifact import Artifact, Check, Input, open_artifact, open_model
 from edgealign.data.forms import Pair
 from edgealign.errors import CheckFailed, UsageError
 from edgealign.objectives.table import check_beta, find
+from edgealign.personalize.budget_recipe import BudgetRecipe
 from edgealign.personalize.choices import Choices, load_choices
 from edgealign.personalize.recipes import LoraFitRecipe, LoraRecipe
 from edgealign.progress import say
@@ -39,7 +42,7 @@ SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
 def run(
     recipe: LoraRecipe, *, model: str | Path, choices: str | Path, user: str, out: Path,
-    population: Path | None = None, start: Path | None = None,
+    population: Path | None = None, start: Path | None = None, budget: BudgetRecipe | None = None,
 ) -> Artifact:
     """Fit one user's adapter and publish it at `out`.
 
@@ -47,15 +50,18 @@ def run(
         choices: preference pairs with `user_id`.
         population: a LoRA for everyone, fitted on the same model; the user's starts there.
         start: the same, of `edgealign start`: the user's also learns in its directions.
+        budget: None is the default one.
 
     Raises:
         UsageError: both a population and a start.
         InputError: too few choices, or a population adapter of another model or, as a start, of another rank.
-        CheckFailed: the held-out choices are not ranked as well as by the population; nothing is published.
+        CheckFailed: the held-out choices are not ranked as well as by the population, or the fit is over budget;
+            nothing is published.
     """
     from edgealign.data.encode import template_hash
     from edgealign.models.load import load_model, load_tokenizer
     from edgealign.personalize.adapter import check_adapter_base
+    from edgealign.personalize.budget import Gauge, keep_within
     from edgealign.personalize.fit import fit
     from edgealign.personalize.lowrank import read_peft, scale_user, write_peft
     from edgealign.plan import count_parameters
@@ -69,6 +75,7 @@ def run(
         raise UsageError("--start", "is a population already", "give --start or --population")
     objective = find(recipe.objective)
     beta = check_beta(objective, recipe.beta)
+    budget = budget or BudgetRecipe()
     started_s = time.monotonic()
     base = open_model(model)
     common = start or population
@@ -89,12 +96,14 @@ def run(
             plain = rank_pairs(nobodys, held_out, passes, label="ranking them without the start")
             before = max(before, plain, key=lambda each: (each.accuracy, each.margin))
         trees = encode_trees(tokenizer, own.fitted, recipe, speaker=network)
+        gauge = Gauge.of(network, tokenizer, [tree.segments[0].ids for tree in trees], base.path)
         parameters = [p for layer in layers.values() for p in (layer.a, layer.b)]
         steps = fit(network, parameters, trees, recipe, objective=objective, beta=beta)
         share = len(trees) / (len(trees) + recipe.prior_strength)
         scale_user(layers, share)
         if not any(bool(layer.b.count_nonzero()) for layer in layers.values()):
             raise CheckFailed(f"user {name}", "the adapter would change nothing", "use a higher --learning-rate")
+        spent = keep_within(gauge, budget, user=name, halve=lambda: scale_user(layers, 0.5))
         after = rank_pairs(network, held_out, passes, label="ranking the held-out choices again")
         checks, numbers = held_to(
             name, before, after, than="the population",
@@ -106,10 +115,11 @@ def run(
             licences=base.manifest.licences,
         ) as draft:
             rank, count = write_peft(draft.dir, layers, alpha=recipe.alpha, base_name=base.digest)
-            for check in checks:
+            for check in (*checks, *spent.checks(budget)):
                 draft.add_check(check)
             draft.meta.update({
-                "base_digest": base.digest, "user": name, "method": "lora", "choices": own.facts, "share": share,
+                "base_digest": base.digest, "user": name, "method": "lora", "budget": spent.facts,
+                "choices": own.facts, "share": share,
                 "objective": objective.key, "beta": beta, "rank": rank, "parameters": count,
                 "coverage": round(coverage.share, 4), "held_out_before": asdict(before),
                 "held_out_after": asdict(after), "first_step": asdict(steps[0]), "last_step": asdict(steps[-1]),

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgealign.errors import UsageError
+from edgealign.errors import CheckFailed, UsageError
 from edgealign.personalize.basis import OpenBasis
 from edgealign.runtimes.generate import LogitsHook, generate
 from edgealign.runtimes.recipes import Sampling
@@ -158,23 +158,24 @@ def apart(basis: OpenBasis, weights: Floats, covariance: Floats, *, strength: fl
 
 
 def within_budget(
-    tilt: Tilt, session: Session, prompts: Sequence[Sequence[int]], sampling: Sampling, *, stop: set[int], budget: float
-) -> Tilt:
-    """The tilt, halved until the mean KL over answers to these prompts is at most `budget` nats a token.
+    tilt: Tilt, session: Session, prompts: Sequence[Sequence[int]], sampling: Sampling, *, stop: Sequence[int],
+    closing: Collection[int] = (), budget: float,
+) -> tuple[Tilt, float]:  # fmt: skip
+    """The tilt, halved until the mean KL over answers to these prompts is at most `budget` nats a token, and that KL.
 
     Raises:
-        UsageError: even a 64th of it pays more.
+        CheckFailed: even a 64th of it pays more.
     """
     for _ in range(HALVINGS + 1):
         tilt = replace(tilt, paid=[])
         for prompt in prompts:
             session.reset()
-            generate(session, prompt, sampling=sampling, stop=stop, hooks=[tilt])
+            generate(session, prompt, sampling=sampling, stop=stop, hooks=[whole(tilt, stop, closing)])
         if tilt.mean_kl_nats <= budget:
-            return replace(tilt, paid=[])
+            return replace(tilt, paid=[]), tilt.mean_kl_nats
         tilt = replace(tilt, strength=tilt.strength / 2)
-    reason = f"still pays {tilt.mean_kl_nats:.3f} nats a token of {budget:g}"
-    raise UsageError(f"strength {tilt.strength:g}", reason, "a larger budget, or best of n")
+    reason = f"still pays {tilt.mean_kl_nats:.3g} nats a token of {budget:g}"
+    raise CheckFailed(f"strength {2 * tilt.strength:g}", reason, "a larger budget, or best of n")
 
 
 def kl_nats(tilted: Logits, base: Logits) -> float:

@@ -96,4 +96,4 @@ def _write(adapter: Path, place: Path, runtime: str, file: Path) -> None:
 def _heads(metadata: Mapping[str, Any], key: str) -> int:
     """A number of heads; where layers differ (a convolution has none) the attention layers'."""
     value = metadata.get(key) or 0
-    return max(value) if isinstance(value, (list, tuple)) else int(value)
+    return int(max(value) if isinstance(value, (list, tuple)) else value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgealign.errors import UsageError
+from edgealign.errors import CheckFailed, UsageError
 from edgealign.models.load import load_tokenizer
 from edgealign.personalize.basis import OpenBasis, token_rewards
 from edgealign.personalize.features import Features
@@ -82,13 +82,14 @@ def test_the_price_is_the_divergence_of_the_two_distributions() -> None:
 def test_a_tilt_over_budget_is_scaled_back_and_then_refused(tiny_model: Path) -> None:
     tilt = Tilt.of(likes(WANTED), np.ones(1), strength=8.0)
     with closing(open_session(tiny_model, threads=1)) as session:
-        kept = within_budget(tilt, session, [PROMPT], SAMPLING, stop=set(), budget=0.05)
+        kept, paid = within_budget(tilt, session, [PROMPT], SAMPLING, stop=(), budget=0.05)
         assert 0 < kept.strength < 8.0
         session.reset()
         generate(session, PROMPT, sampling=SAMPLING, hooks=[kept])
-        assert kept.mean_kl_nats <= 0.05
-        with pytest.raises(UsageError, match="still pays"):
-            within_budget(tilt, session, [PROMPT], SAMPLING, stop=set(), budget=1e-12)
+        assert kept.mean_kl_nats == pytest.approx(paid)
+        assert paid <= 0.05
+        with pytest.raises(CheckFailed, match=r"strength 0.125: still pays"):
+            within_budget(tilt, session, [PROMPT], SAMPLING, stop=(), budget=1e-12)
 
 
 @pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf")])

@@ -1,0 +1,275 @@
+"""What `edgealign personalize` publishes is added to the registry, spoken with in every runtime, and forgotten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgealign import cli
+from edgealign.artifact import open_artifact
+from edgealign.chat.conversation import open_conversation
+from edgealign.chat.recipes import ChatRecipe
+from edgealign.chat.speakers import PERSONAL, Speakers
+from edgealign.data.encode import encode_prompt, end_of_turn_id
+from edgealign.data.forms import Message
+from edgealign.errors import ArtifactError, InputError, UsageError
+from edgealign.models.load import load_tokenizer
+from edgealign.personalize import basis as bases
+from edgealign.personalize import direction, embedding, fspo, lora, stated
+from edgealign.personalize.basis import open_basis
+from edgealign.personalize.embedding import read_preference
+from edgealign.personalize.fspo import open_shots
+from edgealign.personalize.fspo_recipes import FspoRecipe
+from edgealign.personalize.linear import MixedSession, Mixing, find_lead
+from edgealign.personalize.recipes import MAX_TASTE, BasisRecipe, DirectionRecipe, EmbeddingRecipe
+from edgealign.personalize.shots import with_shots
+from edgealign.personalize.steering_recipe import LinearRecipe
+from edgealign.personalize.tilt import Tilt, sentence_ends, whole
+from edgealign.personalize.users import PLACE, Users
+from edgealign.runtimes.generate import generate
+from edgealign.runtimes.session import open_session
+from edgealign.runtimes.streams import open_streams
+
+ASKED = "what is number 7?"
+WISH = "Answer with bullet points."
+TALK = ChatRecipe(temperature=0.0, min_p=0.0, repetition_penalty=1.2, max_tokens=12, threads=1, taste=MAX_TASTE)
+METHODS = ("lora", "direction", "lore", "fspo", "linear")
+
+
+@pytest.fixture
+def publish(
+    planted: Any, quick: Any, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, Path], Path]:
+    """`publish(method, model)`: a user who takes the long answer. Held-out choices of a random model decide nothing
+    here, so a check that fails does not stop it."""
+    monkeypatch.setattr(lora, "gate", lambda *_: [])
+    monkeypatch.setenv(PLACE, str(tmp_path / "registry"))
+
+    def run(method: str, model: Path) -> Path:
+        choices = planted.write(planted.flipped(planted.likes_short(12)), tmp_path / "choices.jsonl")
+        out = tmp_path / method
+        given: dict[str, Any] = {"model": model, "choices": choices, "user": "ana", "out": out}
+        if method == "lora":
+            lora.run(quick(), **given)
+        elif method == "direction":
+            direction.run(DirectionRecipe(threads=1, strength=8.0), **given)
+        elif method == "fspo":
+            fspo.run(FspoRecipe(threads=1, shots=3), **given)
+        elif method == "lore":
+            shared = tmp_path / "basis"
+            bases.run(BasisRecipe(rank=2, components=12, threads=1), model=model, choices=[str(people)], out=shared)
+            embedding.run(EmbeddingRecipe(threads=1), basis=shared, **given)
+        else:
+            stated.run(LinearRecipe(strength=3.0), model=model, preference=WISH, user="ana", out=out)
+        return out
+
+    return run
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["edgealign", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def wanted(method: str, model: Path, made: Path) -> str:
+    """The answer that the method's own parts give, without a registry and a conversation."""
+    tok: Any = load_tokenizer(model)
+    asked = (Message("user", ASKED),)
+    options: dict[str, Any] = {"sampling": TALK, "stop": {end_of_turn_id(tok)}}
+    if method == "linear":
+        mixed = MixedSession(open_streams(model, threads=1), find_lead(tok, WISH), Mixing(3.0))
+        with closing(mixed):
+            found = generate(mixed, encode_prompt(tok, (Message("system", WISH), *asked)), **options)
+    else:
+        with closing(open_session(model, threads=1)) as session:
+            if method in ("lora", "direction"):
+                session.set_user(made)
+            if method == "fspo":
+                asked = with_shots(asked, open_shots(made, model).shots)
+            if method == "lore":
+                shared = open_basis(made.parent / "basis")
+                tilt = Tilt.of(shared, read_preference(made, shared).weights, strength=MAX_TASTE)
+                options["hooks"] = [whole(tilt, [end_of_turn_id(tok)], sentence_ends(tok))]
+            found = generate(session, encode_prompt(tok, asked), **options)
+    return str(tok.decode(found.tokens, skip_special_tokens=True)).strip()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_published_user_is_added_spoken_with_rolled_back_and_forgotten(
+    method: str, publish: Callable[..., Path], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = publish(method, tiny_model)
+    talk = ["chat", ASKED, "--model", tiny_model, "--temperature=0", "--min-p=0", "--repetition-penalty=1.2"]
+    talk += ["--max-tokens=12", "--threads=1", "--json", f"--taste={MAX_TASTE}"]
+    basis = ["--basis", tmp_path / "basis"] if method == "lore" else []
+
+    def said(*options: object) -> str:
+        capsys.readouterr()
+        assert run(monkeypatch, *talk, *options) == 0
+        return str(json.loads(capsys.readouterr().out)["answer"])
+
+    plain = said()
+    assert run(monkeypatch, "users", "add", "ana", made, "--model", tiny_model) == 0
+    shown = capsys.readouterr().out
+    assert f"* 1  {shown.split('* 1  ')[1][:16]}, {method}" in shown
+    assert open_artifact(tiny_model).digest[:12] in shown
+    for check in open_artifact(made).manifest.checks:
+        assert check.name in shown
+    own = said("--user", "ana", *basis)
+    assert own == wanted(method, tiny_model, made) != plain
+    assert said("--user", "ana", *basis) == own  # from a kept state, where there is one
+    assert said("--adapter", made, *basis) == own
+    assert run(monkeypatch, "users", "rollback", "ana", 0) == 0
+    assert said("--user", "ana", *basis) == plain
+    assert run(monkeypatch, "users", "rollback", "ana", 1) == 0
+    assert said("--user", "ana", *basis) == own
+    with Users() as users:
+        files = [file for file in made.rglob("*") if file.is_file()]
+        secrets = [file.read_bytes() for file in files if file.name != "manifest.json"]
+        parts = {text[at : at + 48] for text in secrets for at in range(0, len(text) - 48, 48)}
+        parts = {part for part in parts if len(set(part)) > 12} or {text for text in secrets}
+        places = [file for file in users.folder.rglob("*") if file.is_file()]
+        assert any(part in file.read_bytes() for part in parts for file in places)
+        if method == "fspo":
+            (state,) = users.private("ana").rglob("*.state")
+            parts |= {state.read_bytes()[1000:1064]}
+    shutil.rmtree(made)
+    assert run(monkeypatch, "users", "forget", "ana", "--yes") == 0
+    with Users() as users:
+        left = b"".join(file.read_bytes() for file in users.folder.rglob("*") if file.is_file())
+        assert not [part for part in parts if part in left]
+        assert not [file for file in users.folder.rglob("*") if file.is_file() and "sqlite" not in file.name]
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("target", ["gguf", "onnx", "executorch"])
+def test_a_bundle_that_was_there_before_its_user_speaks_as_torch_does_or_says_why_not(
+    target: str, method: str, publish: Callable[..., Path], request: pytest.FixtureRequest, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Path = request.getfixturevalue("short_model" if target == "executorch" else "tiny_model")
+    bundle: Path = request.getfixturevalue("tiny_bundle" if target == "gguf" else f"{target}_bundle")(
+        "f32" if target == "gguf" else "fp32"
+    )
+    made = publish(method, model)
+    basis = str(tmp_path / "basis") if method == "lore" else None
+    with Users() as users:
+        users.add_version("ana", made)
+    with (
+        closing(open_conversation(replace(TALK, context=256), bundle=bundle)) as conversation,
+        Speakers(conversation, basis) as speakers,
+    ):
+        plain = conversation.ask(ASKED, lambda _: None).text
+        if method == "direction" and target != "gguf":
+            with pytest.raises(UsageError, match=r"has no place behind a layer.*--method lora"):
+                speakers.switch("ana")
+            conversation.reset()
+            assert conversation.ask(ASKED, lambda _: None).text == plain
+            return
+        for _ in range(2):
+            speakers.switch("ana")
+            assert conversation.ask(ASKED, lambda _: None).text == wanted(method, model, made) != plain
+            speakers.switch("ben") if basis else conversation.plain()
+            conversation.reset()
+            assert conversation.ask(ASKED, lambda _: None).text == plain
+        with Users() as users:
+            converted = [file.suffix for file in users.private("ana").iterdir()]
+            assert len(converted) == (method in ("lora", "fspo") and (method, target) != ("fspo", "executorch"))
+            users.forget("ana")
+            assert not list((users.folder / "private").glob("*/*"))
+
+
+def test_who_does_not_belong_here_is_one_line(
+    publish: Callable[..., Path], tiny_model: Path, short_model: Path, tiny_lora: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = publish("linear", tiny_model)
+
+    def refused(words: str, *arguments: object) -> None:
+        assert run(monkeypatch, *arguments) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("edgealign: ")]
+        assert words in line
+
+    refused("was fitted on the model", "users", "add", "ana", made, "--model", short_model)
+    refused("is no one user's", "users", "add", "ana", tiny_lora(seed=1))
+    refused("no such directory", "users", "add", "ana", tmp_path / "nowhere")
+    refused("is a model, a adapter is needed", "users", "add", "ana", tiny_model)
+    with Users() as users:
+        assert users.names() == []
+    assert run(monkeypatch, "users", "add", "ana", made) == 0
+    refused("was fitted on the model", "chat", "Hi", "--model", short_model, "--user", "ana")
+    refused("give one of the two", "chat", "Hi", "--model", tiny_model, "--user", "ana", "--adapter", made)
+    refused("leave one of the two out", "chat", "Hi", "--model", tiny_model, "--user", "ana", "--preference", "Hm.",
+            "--strength", 0)  # fmt: skip
+    refused("has no basis for users yet", "chat", "Hi", "--model", tiny_model, "--user", "ben")
+
+
+def test_a_preference_is_published_in_words_that_are_not_in_the_manifest(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["personalize", "--method", "linear", "--model", tiny_model, "--user", "ana", "--out", tmp_path / "ana"]
+    assert run(monkeypatch, *given, "--preference", WISH, "--strength", 1.5) == 0
+    assert stated.read_stated(tmp_path / "ana") == stated.Stated(WISH, 1.5)
+    assert WISH not in (tmp_path / "ana" / "manifest.json").read_text(encoding="utf-8")
+    capsys.readouterr()
+    for options, words in (
+        ([], "--preference: is missing; say what answers should be like"),
+        (["--preference", " "], "preference: is empty"),
+        (["--preference", "x" * 2001], "has 2,001 characters, more than 2,000"),
+        (["--preference", WISH, "--choices", "c"], "--choices: is not for --method linear"),
+        (["--preference", WISH, "--strength", "21"], "must be at most 20"),
+        (["--preference", WISH, "--rank", "4"], "--rank: is not for --method linear"),
+    ):
+        assert run(monkeypatch, *given[:-1], tmp_path / "other", *options) == 2
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "other").exists()
+    file = tmp_path / "ana" / stated.FILE
+    file.write_text("{}", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="SHA-256 differs"):
+        stated.read_stated(tmp_path / "ana")
+    with pytest.raises(ArtifactError, match="is a peft adapter, no stated preference"):
+        stated.read_stated(_peft(tmp_path))
+    with pytest.raises(InputError, match="preference: is empty"):
+        stated.run(LinearRecipe(), model=tiny_model, preference="", user="ana", out=tmp_path / "none")
+
+
+def test_a_version_of_another_method_stays_in_use_and_choices_are_kept(
+    publish: Callable[..., Path], tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Users() as users:
+        users.add_version("ana", publish("fspo", tiny_model))
+    with closing(open_conversation(TALK, model=str(tiny_model))) as conversation, Speakers(conversation, None) as known:
+        known.switch("ana")
+        taste = known.current()
+        assert taste.why() == ["ana: by the fspo of version 1; 0 choices so far"]
+        assert len(taste.compare(ASKED)) == 2
+        learned = taste.choose(ASKED, "red.", "well, I would say red.")
+        assert (learned.choices, learned.version) == (1, None)
+        assert "version 1, a fspo, stays in use" in learned.reason
+        assert "Preferred" not in taste.users.choices("ana")[0].prompt[0].content
+        PERSONAL["/undo"](known, "")
+        assert "as for everybody" in capsys.readouterr().err
+        with pytest.raises(InputError, match="no basis for users yet"):
+            taste.compare(ASKED)
+
+
+def _peft(folder: Path) -> Path:
+    from edgealign.artifact import publish as publishing
+
+    with publishing(folder / "peft", kind="adapter", format="peft", stage="test", recipe={}) as draft:
+        (draft.dir / "x").write_text("x", encoding="utf-8")
+    return folder / "peft"
