@@ -29,31 +29,40 @@ def rewards(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def apo_zero(pairs: Pairs) -> Tensor:
-    """(1 - s(a)) + s(b): chosen up, rejected down (anchored APO, eq. 7). a = b = 0: 1."""
+    """(1 - s(a)) + s(b): chosen up, rejected down (anchored APO, eq. 7). a = b = 0: 1; a = 2 ln 3, b = ln 3: 0.85."""
     a, b = rewards(pairs)
     return 1 - torch.sigmoid(a) + torch.sigmoid(b)
 
 
 def apo_down(pairs: Pairs) -> Tensor:
-    """s(a) + (1 - s(a - b)): both down, rejected more (anchored APO, eq. 8). a = b = 0: 1."""
+    """s(a) + (1 - s(a - b)): both down, rejected more (anchored APO, eq. 8). a = 2 ln 3, b = ln 3: 0.9 + 0.25."""
     a, b = rewards(pairs)
     return torch.sigmoid(a) + 1 - torch.sigmoid(a - b)
 
 
 def lfm2_delta(pairs: Pairs) -> Tensor:
-    """-(s(a) - s(b)), the absolute term that the LFM2 report is said to have; apo_zero minus 1."""
+    """-(s(a) - s(b)), the absolute term that the LFM2 report is said to have; apo_zero minus 1.
+
+    a = 2 ln 3, b = ln 3: -0.15.
+    """
     a, b = rewards(pairs)
     return torch.sigmoid(b) - torch.sigmoid(a)
 
 
 def nca(pairs: Pairs) -> Tensor:
-    """-ls(a) - 0.5 ls(-a) - 0.5 ls(-b): noise contrast, one sample of two (NCA). a = b = 0: 2 ln 2."""
+    """-ls(a) - 0.5 ls(-a) - 0.5 ls(-b): noise contrast, one sample of two (NCA).
+
+    a = b = 0: 2 ln 2; a = 2 ln 3, b = ln 3: ln 10/9 + 0.5 ln 10 + 0.5 ln 4.
+    """
     a, b = rewards(pairs)
     return -logsigmoid(a) - 0.5 * logsigmoid(-a) - 0.5 * logsigmoid(-b)
 
 
 def bco(pairs: Pairs) -> Tensor:
-    """-ls(a - d) - ls(d - b), d the running mean of the rewards (BCO, without its density ratio). d starts at 0."""
+    """-ls(a - d) - ls(d - b), d the running mean of the rewards (BCO, without its density ratio). d starts at 0.
+
+    a = 2 ln 3, b = d = ln 3: ln 4/3 + ln 2.
+    """
     a, b = rewards(pairs)
     shift = pairs.state.get("shift", torch.zeros(())).to(a)
     return -logsigmoid(a - shift) - logsigmoid(shift - b)
@@ -63,7 +72,7 @@ def kto(pairs: Pairs) -> Tensor:
     """1 - s(a - k) + 1 - s(k - b), weighted; k = beta KL estimated on other completions, `kl` (KTO).
 
     `kl` is one number per row: log pi/pi_ref of a completion that belongs to another prompt; the batch's mean, at least
-    0 and detached, is the estimate.
+    0 and detached, is the estimate. a = 2 ln 3, b = k = ln 3: 0.25 + 0.5.
     """
     a, b = rewards(pairs)
     k = pairs.beta * pairs.column("kl").to(a).mean().clamp(min=0).detach()
@@ -73,13 +82,19 @@ def kto(pairs: Pairs) -> Tensor:
 
 
 def sppo(pairs: Pairs) -> Tensor:
-    """(chosen - 1/(2 beta))^2 + (rejected + 1/(2 beta))^2: win rates of 1 and 0 (SPPO, hard labels)."""
+    """(chosen - 1/(2 beta))^2 + (rejected + 1/(2 beta))^2: win rates of 1 and 0 (SPPO, hard labels).
+
+    beta 0.1, chosen 6, rejected -3: 1 + 4.
+    """
     target = 0.5 / pairs.beta
     return (pairs.chosen - target) ** 2 + (pairs.rejected + target) ** 2
 
 
 def gpo(pairs: Pairs) -> Tensor:
-    """(chosen - g/beta)^2 + (rejected + g/beta)^2, g the preference model's score of the pair, `score` (GPO)."""
+    """(chosen - g/beta)^2 + (rejected + g/beta)^2, g the preference model's score of the pair, `score` (GPO).
+
+    beta 0.1, g 0.3, chosen 6, rejected -3: 9 + 0.
+    """
     target: Tensor = pairs.column("score").to(pairs.chosen) / pairs.beta
     return (pairs.chosen - target) ** 2 + (pairs.rejected + target) ** 2
 

@@ -35,7 +35,8 @@ def mean_tokens(values: Tensor, mask: Tensor) -> Tensor:
 def desensitised_weights(mask: Tensor, alpha: float) -> Tensor:
     """(S, L) 1 for the tokens that both sides of a pair have, `alpha` for the longer side's tail (LD-DPO, eq. 8).
 
-    Lengths 3 and 5 with alpha 0.5: the second sequence's weights are 1, 1, 1, 0.5, 0.5.
+    Lengths 3 and 5 with alpha 0.5: the second sequence's weights are 1, 1, 1, 0.5, 0.5. Lengths 2 and 3: of
+    ratios 4, 4, 4 the sum is 10.
     """
     common = mask.sum(-1).view(-1, 2).min(-1).values.repeat_interleave(2)  # (S,)
     place = mask.long().cumsum(-1)  # 1 for a sequence's first learned token

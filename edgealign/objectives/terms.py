@@ -38,7 +38,10 @@ def unscaled(pairs: Pairs) -> Tensor:
 
 
 def clamped_rejected(pairs: Pairs) -> Tensor:
-    """beta (chosen - max(0, rejected)): below its reference the rejected side is pushed no further (MinorDPO)."""
+    """beta (chosen - max(0, rejected)): below its reference the rejected side is pushed no further (MinorDPO).
+
+    beta 0.1, chosen 10 ln 3, rejected -5: ln 3.
+    """
     return pairs.beta * (pairs.chosen - pairs.rejected.clamp(min=0))
 
 
@@ -48,7 +51,10 @@ def two_betas(pairs: Pairs) -> Tensor:
 
 
 def weighted(pairs: Pairs) -> Tensor:
-    """beta (chosen - rejected) / w, w the weight of this objective among several (MODPO)."""
+    """beta (chosen - rejected) / w, w the weight of this objective among several (MODPO).
+
+    w 0.5, beta (chosen - rejected) = ln 3 and the others' margin ln 3: 2 ln 3 - ln 3.
+    """
     return pairs.beta * pairs.delta / pairs.settings["w"]
 
 
@@ -60,7 +66,7 @@ def no_margin(pairs: Pairs) -> Tensor:
 
 
 def constant(pairs: Pairs) -> Tensor:
-    """gamma for every pair (SimPO)."""
+    """gamma for every pair (SimPO). beta 2 and a gap of (ln 3 + 0.5) / 2 nats per token less gamma 0.5: ln 3."""
     return torch.full_like(pairs.chosen, pairs.settings["gamma"])
 
 
@@ -110,29 +116,29 @@ def other_objectives(pairs: Pairs) -> Tensor:
 
 
 def logistic(x: Tensor, pairs: Pairs) -> Tensor:
-    """-log sigmoid(x), the Bradley-Terry negative log-likelihood (DPO, eq. 7). x = 0: ln 2."""
+    """-log sigmoid(x), the Bradley-Terry negative log-likelihood (DPO, eq. 7). x = 0: ln 2; x = ln 3: ln 4/3."""
     return -logsigmoid(x)
 
 
 def hinge(x: Tensor, pairs: Pairs) -> Tensor:
-    """max(0, 1 - x) (SLiC)."""
+    """max(0, 1 - x) (SLiC). x = 0.4: 0.6; from x = 1 on: 0."""
     return torch.relu(1 - x)
 
 
 def square(x: Tensor, pairs: Pairs) -> Tensor:
-    """(x - 1/(2 beta))^2 (IPO, eq. 17). beta 0.01 asks for a gap of 50 nats."""
+    """(x - 1/(2 beta))^2 (IPO, eq. 17). beta 0.01 asks for a gap of 50 nats: x = 10 costs 1600."""
     return (x - 0.5 / pairs.beta) ** 2
 
 
 def exo(x: Tensor, pairs: Pairs) -> Tensor:
-    """KL([s(x), s(-x)] || [1 - e, e]) (EXO, eq. 16). x = 0, e = 0.5: 0."""
+    """KL([s(x), s(-x)] || [1 - e, e]) (EXO, eq. 16). x = ln 3, e = 0.1: 0.75 ln (0.75/0.9) + 0.25 ln (0.25/0.1)."""
     epsilon = torch.as_tensor(pairs.settings["epsilon"], dtype=x.dtype, device=x.device)
     ahead, behind = logsigmoid(x), logsigmoid(-x)
     return ahead.exp() * (ahead - torch.log1p(-epsilon)) + behind.exp() * (behind - epsilon.log())
 
 
 def discopop(x: Tensor, pairs: Pairs) -> Tensor:
-    """Logistic and exponential loss, mixed by sigmoid(x / tau) (DiscoPOP, eq. 5)."""
+    """Logistic and exponential loss, mixed by sigmoid(x / tau) (DiscoPOP, eq. 5). x = 0: (ln 2 + 1) / 2."""
     share = torch.sigmoid(x / pairs.settings["tau"])
     return -logsigmoid(x) * (1 - share) + torch.exp(-x) * share
 
@@ -145,7 +151,10 @@ def whole(term: PairTerm, x: Tensor, pairs: Pairs) -> Tensor:
 
 
 def smoothed(term: PairTerm, x: Tensor, pairs: Pairs) -> Tensor:
-    """(1 - e) f(x) + e f(-x): a share e of the labels is taken for flipped (cDPO)."""
+    """(1 - e) f(x) + e f(-x): a share e of the labels is taken for flipped (cDPO).
+
+    e = 0.1, f logistic, x = ln 3: 0.9 ln 4/3 + 0.1 ln 4.
+    """
     epsilon = pairs.settings["epsilon"]
     return (1 - epsilon) * term(x, pairs) + epsilon * term(-x, pairs)
 
@@ -157,7 +166,10 @@ def smoothed_by_row(term: PairTerm, x: Tensor, pairs: Pairs) -> Tensor:
 
 
 def unbiased(term: PairTerm, x: Tensor, pairs: Pairs) -> Tensor:
-    """[(1 - e) f(x) - e f(-x)] / (1 - 2 e): its mean over flips of a share e is f(x) (rDPO)."""
+    """[(1 - e) f(x) - e f(-x)] / (1 - 2 e): its mean over flips of a share e is f(x) (rDPO).
+
+    e = 0.1, f logistic, x = ln 3: (0.9 ln 4/3 - 0.1 ln 4) / 0.8.
+    """
     epsilon = pairs.settings["epsilon"]
     return ((1 - epsilon) * term(x, pairs) - epsilon * term(-x, pairs)) / (1 - 2 * epsilon)
 

@@ -43,8 +43,8 @@ def test_gradients_agree_with_finite_differences(key, scores, columns):
         return pair_loss(find(key), policy, reference, columns=columns, state=state).loss
 
     values = start.values.clone().requires_grad_()
-    detached = find(key).state or find(key).weight == "adaptive_scale"  # weights that are held still
-    if not detached:
+    held_still = find(key).weight in ("adaptive_scale", "reliability") or find(key).margin == "adaptive"
+    if not held_still:
         assert torch.autograd.gradcheck(loss, (values,), eps=1e-6, atol=1e-6)
     loss(values).sum().backward()
     assert values.grad is not None
