@@ -16,7 +16,8 @@ from torch.nn.functional import logsigmoid
 
 from edgealign.objectives.reduce import REDUCERS, REFERENCES, Settings, sum_tokens
 from edgealign.objectives.scores import Scores
-from edgealign.objectives.table import Objective, check_beta, read_settings
+from edgealign.objectives.settings import read_settings
+from edgealign.objectives.table import Objective, check_beta
 
 ListTerm = Callable[[Tensor, Tensor, Scores, float, Settings], Tensor]
 

@@ -30,8 +30,9 @@ from edgealign.objectives.reduce import (
     sum_tokens,
 )  # fmt: skip
 from edgealign.objectives.scores import Scores, split_pairs
+from edgealign.objectives.settings import read_settings
 from edgealign.objectives.states import STATES, Seen, remember
-from edgealign.objectives.table import Objective, check_beta, read_settings
+from edgealign.objectives.table import Objective, check_beta
 from edgealign.objectives.terms import INPUTS, MARGINS, PAIR_TERMS, WEIGHTS
 
 TIE_NATS = 1e-4  # less than this is rounding: the same model in forward passes of another size differs by as much

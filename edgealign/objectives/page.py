@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from edgealign.objectives.entries import AMBIGUOUS, OBJECTIVES
+from edgealign.objectives.entries import OBJECTIVES
+from edgealign.objectives.names import AMBIGUOUS, NOT_HERE
+from edgealign.objectives.settings import settings_of
 from edgealign.objectives.table import CONFIDENCE, Objective, trainable
 
 HEAD = """# Preference objectives
@@ -18,14 +20,23 @@ one number for an answer, what they are compared with, and
 Notation: S_w, S_l summed log-ratios log pi/pi_ref of the chosen and the rejected answer, n their tokens, r = S/n,
 P mean log-probabilities without a reference, D = S_w - S_l, b beta, s the sigmoid, ls its logarithm, sg held still.
 
+Other letters are settings, which *defaults* names with the letter in brackets: `gamma (m) 0` is the number that the
+loss calls m. `--settings gamma=0.3` sets one; `edgealign objectives KEY` prints the range of each. Two parts of `lfm2`
+are settings too, `f=logistic` or `f=hinge`, `delta=lfm2_delta` or `delta=apo_down`; other mixtures are a
+`dataclasses.replace` of an entry, for your own loop.
+
+*A reference* stands still: `--model` as it was before training (with a LoRA: with the adapter off). Its
+log-probabilities are computed once and kept beside the data. In your own loop they may come from a file, another model
+or an adapter that is switched off: the functions take numbers, and nothing learns through them.
+
 `edgealign dpo --objective KEY` trains with those marked *pairs*. Beside prompt, chosen and rejected a row then has the
 columns that *needs* names (`--map THEIRS=OURS` renames yours):
 
 | column | what it is |
 |---|---|
-| `margin` | a number: by how much the chosen answer is better |
+| `margin` | a number: by how much the chosen answer is better; `pairs sample` and `pairs filter` write it |
 | `user` | the annotator: the row's `user_id` |
-| `epsilon` | the chance that this row's label is wrong, from 0 and below 0.5 |
+| `epsilon` | the chance that this row's label is wrong, from 0 and below 0.5; `pairs filter --soften` writes it |
 | `score` | a preference model's score of the pair |
 | `advantage`, `advantage_rejected` | a designer's reward of each answer minus its expectation |
 | `gold` | the best answer to the prompt |
@@ -46,9 +57,8 @@ The others are functions for your own loop (`objectives.loss.pair_loss`):
 
 An objective with *a state* reads it as the last optimizer step left it, and remembers whole steps.
 
-Of several processes (`torchrun`, `accelerate launch --multi_gpu`) every one holds whole weights and takes its share of
-a step's passes. Sharded weights (FSDP, DeepSpeed) are refused: they are gathered by a collective in every pass, and
-processes differ in how many passes they have.
+Several processes (`torchrun`, `accelerate launch`) take the same number of a step's passes each, with whole weights in
+every one or with the weights shared out over them (FSDP2); both publish what one process publishes, to rounding.
 
 How sure a formula is:
 """
@@ -62,8 +72,20 @@ def render() -> str:
     lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     lines += [_row(entry) for entry in OBJECTIVES.values()]
     lines += ["", "Short names that several methods have are refused:", ""]
-    lines += [f"- `{short}`: {', '.join(f'`{key}`' for key in keys)}" for short, keys in AMBIGUOUS.items()]
+    for short, meant in AMBIGUOUS.items():
+        lines.append(f"- `{short}`: {'; '.join([*(f'`{key}`' for key in meant.keys), *meant.others])}")
+    lines += ["", "Not here, and what there is:", ""]
+    lines += [f"- `{name}`: {what}" for name, what in NOT_HERE.items()]
     return "\n".join([*lines, ""])
+
+
+def numbers_of(entry: Objective) -> dict[str, float]:
+    """Beta and the other numbers with their defaults; without those that only scale the whole loss."""
+    numbers = {"beta": entry.beta, **{name: setting.default for name, setting in settings_of(entry).items()}}
+    numbers.pop("omega", None)
+    if len(entry.absolute) == 1 and entry.pair_term is None and entry.contrast is None:
+        numbers.pop(f"weight_{entry.absolute[0][0]}")
+    return numbers
 
 
 def _row(entry: Objective) -> str:
@@ -73,10 +95,11 @@ def _row(entry: Objective) -> str:
     needs += [f"`{name}`" for name in entry.columns]
     if entry.state:
         needs.append("a state")
-    numbers = {"beta": entry.beta, **entry.settings, **{f"weight_{name}": value for name, value in entry.absolute}}
-    if len(entry.absolute) == 1 and entry.pair_term is None:
-        numbers.pop(f"weight_{entry.absolute[0][0]}")
-    defaults = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())
+    letters = {name: letter for letter, name in entry.letters.items()}
+    defaults = ", ".join(
+        f"{name} ({letters[name]}) {value:.3g}" if name in letters else f"{name} {value:.3g}"
+        for name, value in numbers_of(entry).items()
+    )
     aliases = f" ({', '.join(entry.aliases)})" if entry.aliases else ""
     cells = [
         f"`{entry.key}`{aliases}", entry.summary, f"`{entry.formula}`".replace("|", "\\|"), entry.reduction,

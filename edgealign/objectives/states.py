@@ -16,7 +16,8 @@ import torch
 from edgealign.objectives.absolute import rewards
 from edgealign.objectives.pairs import Pairs, State
 from edgealign.objectives.reduce import Settings
-from edgealign.objectives.table import Objective, read_settings
+from edgealign.objectives.settings import read_settings
+from edgealign.objectives.table import Objective
 from edgealign.objectives.terms import PAIR_TERMS, label_posterior, reference_gap
 
 Seen = dict[str, torch.Tensor]  # (P, ...) each

@@ -12,27 +12,32 @@ or, for a list of answers, one list term. The entries are in `entries.py`, the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from edgealign.data.forms import PAIR_NUMBERS, PAIR_TEXTS
 from edgealign.errors import RecipeError
+from edgealign.objectives.settings import Setting
 from edgealign.registry import suggest
 
 # Delta of a mean is about 1/length of that of a sum, so the same pressure needs a beta about `length` times larger.
 # Using one scale with the other reduction is the likeliest mistake; outside its band a beta is refused.
 BETA_BANDS: Mapping[str, tuple[float, float]] = MappingProxyType({"sum": (0.01, 0.5), "mean": (1.0, 10.0)})
+# The beta of a square loss is no slope: it sets the target, 1 / (2 beta).
+TARGET_BANDS: Mapping[str, tuple[float, float]] = MappingProxyType({"sum": (0.0005, 0.5), "mean": (0.01, 10.0)})
+SQUARES = frozenset({"square", "sppo", "gpo"})  # pair and absolute terms with such a target (gpo's at a score of 1/2)
 # A mean of log-ratios moves by less than this many nats per token before a model falls apart; reported runs with
 # targets of 10 and more degenerated.
 REACHABLE_NATS = 2.0
 # What the trainer can give an objective beside the pair: what its row says, and the scores of a second model.
 PAIR_FACTS = frozenset({"margin", "user", *PAIR_NUMBERS, *PAIR_TEXTS, "base_reference", "grades"})
 SECOND_MODEL = frozenset({"second_reference", "previous"})
-NUMBER_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"epsilon": (0.0, 0.5)})  # from, below
-DIVISORS = ("tau", "t", "w", "beta_reward", "least")  # settings
+NUMBER_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"epsilon": (0.0, 0.5)})  # columns: from, below
 CONFIDENCE: Mapping[str, str] = MappingProxyType({
     "code": "read in the authors' or TRL's code",
+    "changed": "read in code; the column *source* says what is otherwise here",
+    "ours": "our own, after what *source* names",
     "third party": "as others have implemented or reported it",
     "unverified": "what the abstract supports; not checked against the paper or its code",
 })  # fmt: skip
@@ -58,8 +63,10 @@ class Objective:
     state: str | None = None  # states.STATES
     list_term: str | None = None  # lists.LIST_TERMS
     beta: float = 0.1
-    beta_band: tuple[float, float] = BETA_BANDS["sum"]
-    settings: Mapping[str, float] = field(default_factory=dict)  # other numbers, with their defaults
+    beta_band: tuple[float, float] | None = None  # where its source leaves that of the reduction; see `band`
+    settings: Mapping[str, Setting] = field(default_factory=dict)  # other numbers
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # parts that a setting can name: f=hinge
+    letters: Mapping[str, str] = field(default_factory=dict)  # of the formula, and the settings that they are
     columns: tuple[str, ...] = ()  # what the data must have besides the pair
     aliases: tuple[str, ...] = ()
     trl_equivalent: str | None = None
@@ -88,23 +95,41 @@ class Objective:
         """Are its log-ratios averaged?"""
         return self.reduction == "mean"
 
+    @property
+    def target(self) -> str | None:
+        """The square term, pair or absolute, whose target is 1 / (2 beta)."""
+        terms = [self.pair_term, *(name for name, _ in self.absolute)]
+        return next((name for name in terms if name in SQUARES), None)
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """Where beta makes sense: its own band, or that of its reduction."""
+        return self.beta_band or (TARGET_BANDS if self.target else BETA_BANDS)["mean" if self.per_token else "sum"]
+
 
 def find(name: str) -> Objective:
-    """The objective of this key or alias.
+    """The objective of this key or alias; capitals and hyphens do not matter.
 
     Raises:
-        RecipeError: an unknown name, with the closest one; a name that several methods have, with their keys.
+        RecipeError: an unknown name, with the closest one; a name that several methods have, with their keys; a method
+            that is not here, with what to use.
     """
-    from edgealign.objectives.entries import AMBIGUOUS, OBJECTIVES
+    from edgealign.objectives.entries import OBJECTIVES
+    from edgealign.objectives.names import AMBIGUOUS, NOT_HERE
 
+    plain = name.strip().lower().replace("-", "_")
     for entry in OBJECTIVES.values():
-        if name == entry.key or name in entry.aliases:
+        if plain == entry.key or plain in entry.aliases:
             return entry
-    if name in AMBIGUOUS:
-        meant = "; ".join(f"{key}: {OBJECTIVES[key].summary}" for key in AMBIGUOUS[name])
-        raise RecipeError(f"objective {name}", f"is the short name of {len(AMBIGUOUS[name])} methods", f"say {meant}")
+    if plain in AMBIGUOUS:
+        keys, others = AMBIGUOUS[plain].keys, AMBIGUOUS[plain].others
+        meant = "; or ".join([*(f"{key}: {OBJECTIVES[key].summary}" for key in keys), *others])
+        reason = f"is the short name of {len(keys) + len(others)} methods"
+        raise RecipeError(f"objective {name}", reason, f"say {meant}")
+    if plain in NOT_HERE:
+        raise RecipeError(f"objective {name}", "is not here", NOT_HERE[plain])
     known = [*OBJECTIVES, *(alias for entry in OBJECTIVES.values() for alias in entry.aliases), *AMBIGUOUS]
-    hint = suggest(name, known)
+    hint = suggest(plain, known)
     raise RecipeError(f"objective {name}", f"there is no such objective{hint}", f"choose one of: {', '.join(names())}")
 
 
@@ -138,76 +163,33 @@ def trainable_name(name: str) -> str:
     raise RecipeError(f"objective {name}", reason, "it is a function for your own loop: docs/objectives.md")
 
 
-def parse_settings(items: Sequence[str]) -> dict[str, float]:
-    """`["gamma=0.3"]` to numbers by name.
-
-    Raises:
-        RecipeError: an item that is not NAME=NUMBER.
-    """
-    found: dict[str, float] = {}
-    for item in items:
-        name, _, number = item.partition("=")
-        try:
-            found[name.strip()] = float(number)
-        except ValueError as error:
-            raise RecipeError(item, "is not NAME=NUMBER", "write for example --settings gamma=0.3") from error
-    return found
-
-
 def check_beta(objective: Objective, beta: float | None) -> float:
-    """The beta to use: the objective's own when none is given; one that cannot work is refused.
+    """The beta to use, the objective's own when none is given; one that cannot work is refused, the own one too (a part
+    may have been replaced).
 
     Raises:
         RecipeError: it is on the scale of another reduction, or asks for a gap that no model reaches.
     """
-    if beta is None:
-        return objective.beta
-    low, high = objective.beta_band
+    beta = objective.beta if beta is None else beta
+    low, high = objective.band
     if not low <= beta <= high:
         scale = "per token" if objective.per_token else "summed over tokens"
+        use = f"{objective.beta:g}" if low <= objective.beta <= high else f"between {low:g} and {high:g}"
         raise RecipeError(
             f"beta {beta:g}",
             f"{objective.key} takes log-ratios {scale}, where beta is between {low:g} and {high:g}",
-            f"use beta {objective.beta:g}{_other_scale(objective, beta)}",
+            f"use beta {use}{_other_scale(objective, beta)}",
         )
-    if objective.per_token and objective.pair_term == "square" and 0.5 / beta > REACHABLE_NATS:
+    if objective.per_token and objective.target and 0.5 / beta > REACHABLE_NATS:
+        gap = objective.target == "square"
+        other = "ipo_sum, whose gap is" if gap else "sppo_hard, whose log-ratios are"
         raise RecipeError(
             f"beta {beta:g}",
-            f"{objective.key} then asks for a gap of 1/(2 beta) = {0.5 / beta:.3g} nats per token; a mean log-ratio "
-            f"moves by less than {REACHABLE_NATS:g}",
-            f"use beta {0.5 / REACHABLE_NATS:g} or more, or ipo_sum, whose gap is of the whole answer",
+            f"{objective.key} then asks for {'a gap' if gap else 'log-ratios up and down'} of 1/(2 beta) = "
+            f"{0.5 / beta:.3g} nats per token; a mean log-ratio moves by less than {REACHABLE_NATS:g}",
+            f"use beta {0.5 / REACHABLE_NATS:g} or more, or {other} of the whole answer",
         )
     return beta
-
-
-def read_settings(objective: Objective, given: Mapping[str, float] | None) -> dict[str, float]:
-    """The objective's numbers with the given ones in their places, and `omega` and the absolute terms' weights.
-
-    Raises:
-        RecipeError: a number that the objective does not have, or one outside of where it makes sense.
-    """
-    wanted = {"omega": 1.0, **objective.settings, **{f"weight_{name}": value for name, value in objective.absolute}}
-    for name, value in (given or {}).items():
-        if name not in wanted:
-            own = ", ".join(sorted(wanted))
-            raise RecipeError(name, f"is no setting of {objective.key}{suggest(name, wanted)}", f"its settings: {own}")
-        wanted[name] = float(value)
-    _check_numbers(objective, wanted)
-    return wanted
-
-
-def _check_numbers(objective: Objective, wanted: Mapping[str, float]) -> None:
-    """Shares of flipped labels stay below a half; what is divided by is above zero."""
-    epsilon = wanted.get("epsilon")
-    if epsilon is not None and not (0 <= epsilon < 0.5 and (epsilon > 0 or objective.pair_term != "exo")):
-        lowest = "above" if objective.pair_term == "exo" else "from"
-        reason = f"{objective.key} takes a share of flipped labels, {lowest}"
-        default = f"its default is {objective.settings['epsilon']:g}"
-        raise RecipeError(f"epsilon {epsilon:g}", f"{reason} 0 and below 0.5", default)
-    for name in DIVISORS:
-        if name in wanted and not wanted[name] > 0:
-            default = f"its default is {objective.settings[name]:g}"
-            raise RecipeError(f"{name} {wanted[name]:g}", f"{objective.key} divides by it", default)
 
 
 def _other_scale(objective: Objective, beta: float) -> str:
@@ -216,6 +198,6 @@ def _other_scale(objective: Objective, beta: float) -> str:
 
     plain: Iterable[Objective] = (OBJECTIVES["dpo"], OBJECTIVES["ln_dpo"])
     for entry in plain:
-        if entry.key != objective.key and entry.beta_band[0] <= beta <= entry.beta_band[1]:
+        if entry.per_token != objective.per_token and entry.band[0] <= beta <= entry.band[1]:
             return f", or use {entry.key}, whose log-ratios are on that scale"
     return ""

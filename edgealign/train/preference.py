@@ -19,15 +19,8 @@ from edgealign.artifact import Artifact, open_model
 from edgealign.data.forms import PAIR_NUMBERS
 from edgealign.errors import InputError, UsageError
 from edgealign.models.load import load_model, load_tokenizer
-from edgealign.objectives.table import (
-    NUMBER_RANGES,
-    PAIR_FACTS,
-    Objective,
-    check_beta,
-    find,
-    parse_settings,
-    read_settings,
-)
+from edgealign.objectives.settings import configure
+from edgealign.objectives.table import NUMBER_RANGES, PAIR_FACTS, Objective, check_beta, find
 from edgealign.progress import say
 from edgealign.train import processes
 from edgealign.train.curves import PREFERENCE_PANELS
@@ -66,10 +59,8 @@ def run(
         CheckFailed: the loss stopped being a number.
         OutputError: `out` exists or cannot be written.
     """
-    objective = find(recipe.objective)
+    objective, settings = configure(find(recipe.objective), recipe.settings)
     beta = check_beta(objective, recipe.beta)
-    settings = parse_settings(recipe.settings)
-    read_settings(objective, settings)
     other = _second_model(objective, second)
     state: dict[str, Tensor] = {}  # one for training and evaluation
     users: dict[str, None] = {}

@@ -181,7 +181,7 @@ class PreferenceRecipe(TrainRecipe):
         source="5 for ln_dpo: Tulu 3 and LFM2 report table 5; 0.1 for dpo",
     )
     settings: tuple[str, ...] = option(
-        (), help="other numbers of the objective, each as name=number; docs/objectives.md has their names and defaults"
+        (), help="other numbers of the objective, each as name=number; edgealign objectives KEY has names and ranges"
     )
 
     @property

@@ -15,6 +15,7 @@ from edgealign.objectives.entries import OBJECTIVES
 from edgealign.objectives.loss import pair_loss
 from edgealign.objectives.reduce import mean_tokens
 from edgealign.objectives.scores import Scores, split_pairs
+from edgealign.objectives.settings import read_settings
 from edgealign.objectives.table import find
 
 BRANCHES = {
@@ -35,7 +36,7 @@ def test_the_loss_is_the_one_in_trl(key, scores):
     assert objective.trl_equivalent.startswith(BRANCHES[key])
     policy, reference = scores(seed=1), scores(seed=2)
     namespace = _sequences(policy, reference)
-    settings = objective.settings
+    settings = read_settings(objective, None)
     trainer = SimpleNamespace(
         beta=objective.beta, label_smoothing=settings.get("epsilon", 0.0),
         args=SimpleNamespace(discopop_tau=settings.get("tau")),
@@ -69,7 +70,7 @@ def test_simpo_is_that_of_trls_cpo_trainer(scores):
     policy = scores(seed=1)
     means = mean_tokens(policy.values, policy.mask)
     objective = find("simpo")
-    trainer = SimpleNamespace(beta=objective.beta, simpo_gamma=objective.settings["gamma"], label_smoothing=0.0)
+    trainer = SimpleNamespace(beta=objective.beta, simpo_gamma=objective.settings["gamma"].default, label_smoothing=0.0)
     space = {"self": trainer, "F": torch.nn.functional, "logits": means[0::2] - means[1::2]}
     exec(_branch("experimental/cpo/cpo_trainer.py", "simpo", name="self.loss_type"), space)
     assert (pair_loss(objective, policy).loss - space["losses"]).abs().max() < 1e-6
@@ -79,7 +80,7 @@ def test_tpo_is_trls_tpo_l_and_the_gold_answers_likelihood(scores, columns):
     policy = scores(seed=1)
     means = mean_tokens(policy.values, policy.mask)
     objective = find("tpo_triple")
-    trainer = SimpleNamespace(beta=objective.beta, tpo_l_gamma=objective.settings["gamma"], label_smoothing=0.0)
+    trainer = SimpleNamespace(beta=objective.beta, tpo_l_gamma=objective.settings["gamma"].default, label_smoothing=0.0)
     space = {"self": trainer, "F": torch.nn.functional, "delta_score": means[0::2] - means[1::2]}
     exec(_branch("experimental/tpo/tpo_trainer.py", "tpo-l", name="self.loss_type"), space)
     gold = -mean_tokens(columns["gold"].values, columns["gold"].mask)
@@ -89,15 +90,26 @@ def test_tpo_is_trls_tpo_l_and_the_gold_answers_likelihood(scores, columns):
 
 def test_kto_is_that_of_trls_kto_trainer(scores, columns):
     policy, reference = scores(seed=1), scores(seed=2)
-    source = _source("trainer/kto_trainer.py")
-    assert "1 - F.sigmoid(self.beta * (chosen_logratios - kl))" in source, "TRL writes its KTO loss otherwise now"
-    assert "1 - F.sigmoid(self.beta * (kl - rejected_logratios))" in source
-    space = _sequences(policy, reference)
-    kl = columns["kl"].double().mean().clamp(min=0)
-    expected = 1 - torch.sigmoid(0.1 * (space["chosen_logratios"] - kl)) + (
-        1 - torch.sigmoid(0.1 * (kl - space["rejected_logratios"]))
-    )
-    assert (pair_loss(find("kto"), policy, reference, columns=columns).loss - expected).abs().max() < 1e-6
+    block = re.search(
+        r"^        if self\.calculate_KL:\n +kl = (?:.*\n)*?        losses = torch\.cat\((?:.*\n)*?        \)\n",
+        _source("trainer/kto_trainer.py"), re.MULTILINE,
+    )  # fmt: skip
+    assert block, "TRL computes its KTO loss otherwise now"
+    sums = [(each.values * each.mask).sum(-1) for each in (policy, reference)]
+    weights = {"desirable": 1.3, "undesirable": 0.7}
+    trainer = SimpleNamespace(
+        beta=0.1, loss_type="kto", calculate_KL=True, desirable_weight=1.3, undesirable_weight=0.7,
+        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda value: value),
+    )  # fmt: skip
+    space = {
+        "self": trainer, "F": torch.nn.functional, "torch": torch, "KL_logps": columns["kl"].double(),
+        "ref_KL_logps": torch.zeros(3), "chosen_logps": sums[0][0::2], "rejected_logps": sums[0][1::2],
+        "ref_chosen_logps": sums[1][0::2], "ref_rejected_logps": sums[1][1::2],
+    }  # fmt: skip
+    exec(textwrap.dedent(block[0]), space)
+    expected = space["losses"][:3] + space["losses"][3:]
+    mine = pair_loss(find("kto"), policy, reference, columns=columns, settings=weights).loss
+    assert (mine - expected).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(("key", "weight"), [("rpo_regularized", 0.005), ("iterative_reasoning_rpo", 1.0)])

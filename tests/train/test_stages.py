@@ -106,16 +106,22 @@ def test_preference_training_ranks_held_out_pairs_better(objective, lora, tiny_m
 
 
 @pytest.mark.parametrize(
-    ("objective", "columns", "settings"),
-    [("lcpo_latent", {"user_id": "ann"}, ("eta=0.8",)), ("modpo", {"margin": 0.5}, ("w=0.7",)), ("simpo", {}, ())],
-)
-def test_objectives_read_the_columns_of_pairs_and_take_settings(objective, columns, settings, tiny_model, tmp_path):
+    ("objective", "columns", "settings", "start"),
+    [
+        ("lcpo_latent", {"user_id": "ann"}, ("eta=0.8",), None), ("modpo", {"margin": 0.5}, ("w=0.7",), None),
+        ("simpo", {}, (), None), ("lfm2", {}, ("f=hinge", "delta=apo_down", "weight_apo_down=0.5"), 1.5),
+    ],
+)  # fmt: skip
+def test_objectives_read_the_columns_of_pairs_and_take_settings(
+    objective, columns, settings, start, tiny_model, tmp_path
+):
     rows = [{"prompt": f"Say {i}.", "chosen": f"It is {i}.", "rejected": f"No {i}, no!", **columns} for i in range(24)]
     recipe = PreferenceRecipe(**SMALL, epochs=2, objective=objective, settings=settings, learning_rate=5e-4)
     made = preference.run(recipe, model=tiny_model, data=[write(tmp_path / "p.jsonl", rows)], out=tmp_path / "out")
     assert made.meta["objective"] == objective
     assert made.meta["after"]["hit_free"] > made.meta["before"]["hit_free"] - 1e-9
     assert made.meta["after"]["loss"] < made.meta["before"]["loss"]
+    assert start is None or made.meta["before"]["loss"] == pytest.approx(start, abs=1e-3)
 
 
 def test_a_column_that_an_objective_reads_must_be_in_every_row(tiny_model, tmp_path):
