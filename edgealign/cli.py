@@ -21,6 +21,7 @@ from edgealign import (
     cli_chat,
     cli_data,
     cli_eval,
+    cli_objectives,
     cli_options,
     cli_pairs,
     cli_users,
@@ -55,6 +56,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(cli_eval.app, name="eval")
 app.add_typer(cli_pairs.app, name="pairs")
 app.command("reward")(cli_pairs.reward)
+app.command()(cli_objectives.objectives)
 app.command()(cli_users.basis)
 app.command()(cli_users.start)
 app.command()(cli_users.lora_basis)

@@ -19,7 +19,8 @@ def edgealign(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["sft", "--help"], ["chat", "--help"], ["app", "--help"], ["config", "schema"]]
+    "arguments",
+    [[], ["--help"], ["sft", "--help"], ["chat", "--help"], ["app", "--help"], ["config", "schema"], ["objectives"]],
 )
 def test_help_and_schema_load_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -30,7 +31,7 @@ def test_help_and_schema_load_nothing_heavy(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip().splitlines()[-1] == "[]"
-    assert "sft" in done.stdout + done.stderr or arguments in (["chat", "--help"], ["app", "--help"])
+    assert "sft" in done.stdout + done.stderr or arguments in (["chat", "--help"], ["app", "--help"], ["objectives"])
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,7 @@ def test_help_and_schema_load_nothing_heavy(arguments: list[str]) -> None:
         (["chat", "hello", "--temperature", "hot"], 2, ["temperature", "float"]),
         (["chat", "hello", "--model", "nowhere"], 2, ["nowhere", "no such model directory"]),
         (["show", "edgealign:strater"], 2, ["did you mean starter?"]),
+        (["objectives", "rpo"], 2, ["short name of 4 methods", "rpo_regularized"]),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
@@ -73,6 +75,22 @@ def test_a_stage_publishes_and_show_prints_json(tmp_path: Path) -> None:
     again = edgealign("data", "synth", "--out", "data", *small, cwd=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr
+
+
+def test_objectives_are_listed_and_told_in_full(tmp_path: Path) -> None:
+    listed = edgealign("objectives", "--json", cwd=tmp_path)
+    keys = {each["key"] for each in json.loads(listed.stdout)["objectives"]}
+    assert {"ln_dpo", "kto", "lipo_lambda"} <= keys
+    table = edgealign("objectives", cwd=tmp_path).stdout
+    assert all(f"\n{key} " in table for key in keys)
+    told = edgealign("objectives", "lfm2", cwd=tmp_path).stdout
+    for words in (
+        "needs     a reference", "beta      5, from 1 to 10", "gamma 0, from 0 (in the loss: m)",
+        "weight_lfm2_delta 0, from 0 (in the loss: lambda)", "f logistic, one of logistic, hinge",
+        "how sure  third party: as others have", "2511.23404", "edgealign dpo --objective lfm2",
+    ):  # fmt: skip
+        assert words in told
+    assert "the column kl" in edgealign("objectives", "KTO").stdout
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, tiny_model: Path) -> None:
