@@ -17,8 +17,14 @@ Row = Mapping[str, Any]
 SCALES: Mapping[str, str] = {
     "ranking by sums": "sum", "by means": "mean", "sums, no reference": "sum_free", "means, no reference": "mean_free",
 }  # fmt: skip
+
+
+def _accuracy(scale: str) -> Callable[[Row], float]:
+    return lambda row: float(row["ranking"]["accuracy"][scale]["value"])
+
+
 MEASURES: Mapping[str, Callable[[Row], float]] = {
-    **{name: (lambda row, scale=scale: row["ranking"]["accuracy"][scale]["value"]) for name, scale in SCALES.items()},
+    **{name: _accuracy(scale) for name, scale in SCALES.items()},
     "wins, length-controlled": lambda row: row["writing"]["win_rate"]["controlled"],
     "wins": lambda row: row["writing"]["win_rate"]["raw"],
     "tokens": lambda row: row["writing"]["tokens"]["value"],
@@ -58,7 +64,7 @@ def merge(files: Sequence[Path]) -> dict[str, Any]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(file, "is no result.json of this program", "give one that --out got") from error
         results.append(result)
-    whole = results[0]
+    whole: dict[str, Any] = results[0]
     known = {_name(row) for row in whole["runs"]}
     for file, result in zip(files[1:], results[1:], strict=True):
         for part in ("settings", "start", "judge"):
