@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 WORDS = ("red", "blue", "green", "tea", "milk", "bread", "rain", "snow", "sun", "wind", "moon", "sea")
 
 
@@ -89,6 +90,17 @@ def test_voters_who_are_alike_show_no_difference_and_the_majority_foresees_them(
     assert found["without"]["the longer one"] < 0.2
     verdicts = sys.modules["real_people_report"].verdicts(found)
     assert verdicts[1].startswith("own choices against another's, accuracy: no difference that shows")
+
+
+def test_what_is_published_of_real_voters_keeps_the_protocols_only_rule() -> None:
+    """T15: votes of one's own do no harm to the log loss, and tell more than another's. A gain is nobody's promise."""
+    published = json.loads((RESULTS / "real_people/result.json").read_text(encoding="utf-8"))
+    groups = published["kinds"]["voters"]["groups"]
+    losses = {name: {k: np.mean(found["log_loss"]) for k, found in by_k.items()} for name, by_k in groups.items()}
+    assert len(groups["own"]["0"]["log_loss"]) > 100
+    for k in ("1", "2", "4", "8", "16", "32"):
+        assert losses["own"][k] <= losses["own"]["0"]
+        assert losses["own"][k] < losses["another's"][k]
 
 
 def test_the_whole_run_writes_its_tables_and_picture_and_missing_data_are_one_line(
