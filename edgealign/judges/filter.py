@@ -7,12 +7,15 @@ that judges of other scales can be averaged. The mean over judges is the pair's 
 they are ("Secrets of RLHF II", arXiv 2401.06080, votes with reward models and turns round the weakest labels; UPO,
 arXiv 2409.11212, leaves out what an estimator is unsure of). Nothing is changed without being counted.
 
-Every kept pair gets its strength as `margin` (never below 0): `margin_dpo` and `modpo` read it.
+Every kept pair gets its strength as `margin` (never below 0): `margin_dpo` and `modpo` read it. With `soften` it also
+gets `epsilon`, the chance that judges give its label to be wrong, sigmoid(-strength) (soft labels, arXiv 2401.06080):
+`rosepo` reads it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
+
+MOST_WRONG = 0.49  # of a label that judges contradict and nobody has turned round
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def run(recipe: FilterRecipe, *, data: Sequence[str], judges: Sequence[str], out
     refuse_existing(Path(out))
     if recipe.drop_unsure and len(judges) < 2:
         raise UsageError("drop_unsure", "asks how far judges differ", "give two or more --judge")
-    if (recipe.flip or recipe.drop_weak or recipe.easy_first) and not judges:
+    if (recipe.flip or recipe.drop_weak or recipe.easy_first or recipe.soften) and not judges:
         raise UsageError("--judge", "names none, and this asks what judges think", "give at least one --judge")
     inputs, pairs = [], list[Pair]()
     for loaded in read_all(list(data), form="pair", mapping={}, skip_bad=recipe.skip_bad):
@@ -122,7 +127,15 @@ def apply(
         kept = [i for i in kept if i not in set(long)]
     if recipe.easy_first:
         kept.sort(key=lambda i: -size[i])
-    return [_finish(pairs[i], i in turned, float(size[i]) if strength else None) for i in kept], changed
+    if recipe.soften:
+        changed["softened"] = len(kept)
+    finished = [_finish(pairs[i], i in turned, float(size[i]) if strength else None, recipe.soften) for i in kept]
+    return finished, changed
+
+
+def chance_of_a_wrong_label(strength: float) -> float:
+    """sigmoid(-strength), at most MOST_WRONG: the losses that read it need less than a half. Strength 1: 0.27."""
+    return min(1 / (1 + math.exp(min(strength, 700.0))), MOST_WRONG)
 
 
 def length_ratio(pair: Pair) -> float:
@@ -131,8 +144,10 @@ def length_ratio(pair: Pair) -> float:
     return lengths[1] / lengths[0]
 
 
-def _finish(pair: Pair, turned: bool, strength: float | None) -> Pair:
+def _finish(pair: Pair, turned: bool, strength: float | None, soften: bool) -> Pair:
     chosen, rejected = (pair.rejected, pair.chosen) if turned else (pair.chosen, pair.rejected)
     margin = pair.margin if strength is None else max(strength, 0.0)
     facts = {name: value for name, value in pair.facts.items() if not (turned and name in OF_A_SIDE)}
+    if soften and strength is not None:
+        facts["epsilon"] = chance_of_a_wrong_label(strength)
     return dataclasses.replace(pair, chosen=chosen, rejected=rejected, margin=margin, facts=facts)

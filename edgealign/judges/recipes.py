@@ -48,6 +48,10 @@ class FilterRecipe:
     drop_weak: float = option(0.0, ge=0.0, lt=1.0, help="leave out this share, the nearest to a tie")
     drop_unsure: float = option(0.0, ge=0.0, lt=1.0, help="leave out this share, where judges differ most")
     longest_ratio: float = option(0.0, ge=0.0, help="leave out pairs whose one answer is so many times longer")
+    soften: bool = option(
+        False, help="give each pair epsilon, the chance that judges give its label to be wrong: --objective rosepo",
+        source="soft labels, arXiv 2401.06080",
+    )
     easy_first: bool = option(False, help="order by strength, the clearest pairs first: a curriculum for one epoch")
     skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
     threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")

@@ -63,12 +63,14 @@ def run(
         bundle: an export of `model` to draw the answers with, in place of torch.
 
     Raises:
-        InputError: the data have no prompts, or no prompt gave a pair.
+        InputError: the data have no prompts, no prompt gave a pair, or the bundle is of another model.
         UsageError: there is no such judge.
     """
     refuse_existing(Path(out))
     source = open_model(model)
     asked, inputs = [], [source.as_input("model")]
+    if bundle is not None:
+        inputs.append(_export_of(source, Path(bundle)).as_input("bundle"))
     for loaded in read_all(list(data), mapping={}, skip_bad=None):
         inputs.append(file_input("data", loaded.source, loaded.digest))
         asked += [found for row in loaded.rows if (found := question(row))]
@@ -93,6 +95,16 @@ def run(
             own_rejected=sum(worst.own for _, _, worst in pairs) / len(pairs),
         )  # fmt: skip
     return open_artifact(out)
+
+
+def _export_of(model: Artifact, bundle: Path) -> Artifact:
+    """The bundle, which must be of this model: its answers are read with the model's tokenizer."""
+    opened = open_artifact(bundle, kind="bundle")
+    digest = str(opened.meta.get("model_digest", ""))
+    if digest != model.digest:
+        reason = f"was exported from the model {digest[:12] or '(unnamed)'}, this one is {model.digest[:12]}"
+        raise InputError(bundle, reason, f"export it: edgealign export --target gguf --model {model.path} --out DIR")
+    return opened
 
 
 def question(row: Any) -> tuple[tuple[Message, ...], tuple[str, ...]] | None:

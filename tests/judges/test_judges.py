@@ -12,9 +12,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from edgealign import targets
 from edgealign.artifact import open_artifact
 from edgealign.data.forms import Message, Pair
 from edgealign.errors import ArtifactError, EdgealignError, InputError, UsageError
+from edgealign.export_recipes import ExportRecipe
 from edgealign.judges import endpoint, revise, reward, sample
 from edgealign.judges.judge import open_judge, verdict
 from edgealign.judges.recipes import ReviseRecipe, RewardRecipe, SampleRecipe
@@ -193,6 +195,28 @@ def test_pairs_are_sampled_judged_and_published(tmp_path):
     again = sample.run(recipe, model="starter", data=[str(file)], judge="rule:length", out=tmp_path / "again")
     assert (again.path / "train.jsonl").read_bytes() == (made.path / "train.jsonl").read_bytes()
     assert open_artifact(tmp_path / "pairs").manifest.stage == "pairs"
+
+
+@pytest.mark.runtime
+def test_pairs_are_drawn_with_an_exported_model_and_only_with_its_own(tmp_path, tiny_bundle, monkeypatch):
+    opened, really = [], sample.open_session
+    monkeypatch.setattr(sample, "open_session", lambda path, **given: opened.append(path) or really(path, **given))
+    made = targets.run(ExportRecipe(quant="q8_0"), target="gguf", model="starter", out=tmp_path / "q8")
+    rows = [{"prompt": f"Hello, I am {name}.", "completion": "Hello."} for name in ("Ann", "Ben", "Cleo")]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = SampleRecipe(samples=3, max_new_tokens=48, threads=1)
+    common = {"model": "starter", "data": [str(file)], "judge": "rule:length"}
+    pairs = sample.run(recipe, **common, bundle=made.path, out=tmp_path / "pairs")
+    found = [json.loads(line) for line in (pairs.path / "train.jsonl").read_text().splitlines()]
+    assert found
+    assert all(len(row["chosen"].split()) > len(row["rejected"].split()) for row in found)
+    assert 0 < pairs.meta["own_chosen"] <= 1
+    assert [entry.role for entry in pairs.manifest.inputs] == ["model", "bundle", "data"]
+    assert opened == [made.path]
+    with pytest.raises(InputError, match=r"was exported from the model .*, this one is .*; export it: edgealign"):
+        sample.run(recipe, **common, bundle=tiny_bundle("f32"), out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_revised_answer_is_chosen_over_what_it_was(url, tmp_path):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from edgealign.data.forms import Message, Pair
+from edgealign.data.read import read
 from edgealign.errors import InputError, UsageError
 from edgealign.judges import filter as filters
-from edgealign.judges.filter import Strength, apply, length_ratio, measure
+from edgealign.judges.filter import Strength, apply, chance_of_a_wrong_label, length_ratio, measure
 from edgealign.judges.recipes import FilterRecipe
 from edgealign.judges.rejection import accept
 
@@ -50,6 +51,19 @@ def test_clear_pairs_come_first_and_margins_are_never_negative():
     assert min(margins) == 0.0
 
 
+def test_softened_labels_say_how_likely_they_are_wrong_and_a_turned_one_is_more_likely_right():
+    kept, changed = apply(PAIRS, strength(), FilterRecipe(soften=True))
+    found = [pair.facts["epsilon"] for pair in kept]
+    assert changed["softened"] == 10
+    assert found[3] == pytest.approx(1 / (1 + np.e))
+    assert np.argsort(found).tolist()[:2] == [5, 0]  # strengths 3 and 2
+    assert [found[i] for i in (1, 4, 7)] == [0.49] * 3  # judges say the opposite
+    turned, _ = apply(PAIRS, strength(), FilterRecipe(soften=True, flip=0.2))
+    assert turned[1].facts["epsilon"] == pytest.approx(1 / (1 + np.e**3))
+    assert chance_of_a_wrong_label(1e6) == pytest.approx(0.0)
+    assert all(not pair.facts for pair in apply(PAIRS, strength(), FilterRecipe())[0])
+
+
 def test_lopsided_pairs_are_left_out_without_any_judge():
     pairs = [Pair(ASKED, "yes", "no and no and no"), Pair(ASKED, "yes", "no!"), Pair(ASKED, "", "no", margin=0.5)]
     assert length_ratio(pairs[0]) == pytest.approx(16 / 3)
@@ -70,12 +84,16 @@ def test_a_file_is_filtered_and_published(tmp_path):
     rows = [{"prompt": "Well?", "chosen": "a " * (i + 2), "rejected": "a " * (9 - i)} for i in range(8)]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    made = filters.run(FilterRecipe(flip=0.4), data=[str(file)], judges=["rule:length"], out=tmp_path / "out")
+    recipe = FilterRecipe(flip=0.4, soften=True)
+    made = filters.run(recipe, data=[str(file)], judges=["rule:length"], out=tmp_path / "out")
     kept = [json.loads(line) for line in (made.path / "train.jsonl").read_text().splitlines()]
     assert made.meta["changed"]["turned round"] == 3
     assert sum(len(row["chosen"]) > len(row["rejected"]) for row in kept) == 7
+    again = [row for row in read(made.path / "train.jsonl", form="pair").rows if isinstance(row, Pair)]
+    assert all(0 < row.facts["epsilon"] < 0.5 for row in again)  # what rosepo takes
     for recipe, judges, words in (
         (FilterRecipe(drop_unsure=0.1), ["rule:length"], "two or more"), (FilterRecipe(flip=0.1), [], "at least one"),
+        (FilterRecipe(soften=True), [], "at least one"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             filters.run(recipe, data=[str(file)], judges=judges, out=tmp_path / "none")
