@@ -1,16 +1,18 @@
 """The people of this machine: what they chose, the versions of their adapters, and nothing of whom they had forgotten.
 
-    users = Users()                          # ~/.local/share/edgealign/users, or EDGEALIGN_USERS
+    users = Users()                          # EDGEALIGN_USERS, or users/ in EDGEALIGN_HOME or ~/.local/share/edgealign
     users.add_choice("ana", pair)
     users.add_version("ana", published)      # takes the directory in, and makes it the active one
     users.rollback("ana", 1)                 # 0: the population
     users.private("ana")                     # a folder for what is made of her choices: a prefix's state, for one
     users.forget("ana")
 
-One SQLite file (write-ahead log, full sync: what was acknowledged survives a crash) beside `adapters/` and `private/`,
-where a directory's name is random and says nothing. To forget deletes with `secure_delete`, empties the log, rebuilds
-the file and overwrites the adapters' and the private files before they are removed: no byte is left in the registry's
-files. A disk's own copies (snapshots, worn cells) are out of its reach, and so is what was exported to elsewhere.
+One SQLite file (full sync: what was acknowledged survives a crash) beside `adapters/` and `private/`, where a
+directory's name is random and says nothing. Several programs have it open, so it has a rollback journal: a write-ahead
+log with several connections can be corrupted by SQLite before 3.51.3 (the WAL-reset bug, 3.7.0 to 3.51.2). To forget
+deletes with `secure_delete`, rebuilds the file and overwrites the adapters' and the private files before they are
+removed: no byte is left in the registry's files. A disk's own copies (snapshots, worn cells) are out of its reach, and
+so is what was exported to elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +35,9 @@ from edgealign.data.forms import Message, Pair, to_json
 from edgealign.errors import InputError, OutputError, UsageError
 from edgealign.registry import suggest
 
-PLACE = "EDGEALIGN_USERS"
+HOME, PLACE = "EDGEALIGN_HOME", "EDGEALIGN_USERS"
 FILE = "users.sqlite"
-VERSION = 1
+VERSION = 2
 BUSY_S = 10.0
 LONGEST_NAME = 200
 PASSING = ".passing-"  # how the names of folders that live for a moment begin
@@ -43,7 +45,7 @@ SCHEMA = """
 CREATE TABLE users (id TEXT PRIMARY KEY, name TEXT UNIQUE NOT NULL, made_s REAL NOT NULL, active INTEGER NOT NULL);
 CREATE TABLE choices (
     number INTEGER PRIMARY KEY, user TEXT NOT NULL REFERENCES users(id) ON DELETE CASCADE, made_s REAL NOT NULL,
-    pair TEXT NOT NULL
+    pair TEXT NOT NULL, source TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE versions (
     user TEXT NOT NULL REFERENCES users(id) ON DELETE CASCADE, number INTEGER NOT NULL, made_s REAL NOT NULL,
@@ -52,6 +54,7 @@ CREATE TABLE versions (
 );
 CREATE INDEX choices_of ON choices(user);
 """
+SINCE_2 = "ALTER TABLE choices ADD COLUMN source TEXT NOT NULL DEFAULT ''"  # who keeps them; empty: only the registry
 
 
 @dataclass(frozen=True)
@@ -93,20 +96,23 @@ class Users:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = Path(folder or os.environ.get(PLACE) or default_folder())
+        self.folder = folder or users_folder()
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = sqlite3.connect(self.folder / FILE, timeout=BUSY_S, isolation_level=None)
         except (OSError, sqlite3.OperationalError) as error:
             raise OutputError(self.folder, f"cannot hold a registry ({error})", f"name another in {PLACE}") from error
         try:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+            for pragma in ("journal_mode=DELETE", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
                 self._db.execute(f"PRAGMA {pragma}")
             with self._writing():
                 found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
                 if found == 0:
                     for statement in SCHEMA.split(";"):
                         self._db.execute(statement)
+                elif found == 1:
+                    self._db.execute(SINCE_2)
+                if found < VERSION:
                     self._db.execute(f"PRAGMA user_version={VERSION}")
         except sqlite3.DatabaseError as error:
             fix = "restore it from a copy, or move it away"
@@ -132,13 +138,42 @@ class Users:
 
     def choices(self, name: str) -> list[Pair]:
         """All that somebody chose, oldest first, with their name as user_id."""
-        rows = self._db.execute("SELECT pair FROM choices WHERE user = ? ORDER BY number", (self._id(name),)).fetchall()
+        return [pair for _, pair in self.dated_choices(name)]
+
+    def dated_choices(self, name: str, *, but: str | None = None) -> list[tuple[float, Pair]]:
+        """All that somebody chose and when (seconds since 1970), oldest first.
+
+        Args:
+            but: leave out what this source keeps.
+        """
+        rows = self._db.execute(
+            "SELECT made_s, pair FROM choices WHERE user = ? AND source IS NOT ? ORDER BY made_s, number",
+            (self._id(name), but),
+        ).fetchall()
         found = []
-        for (text,) in rows:
+        for made_s, text in rows:
             row = json.loads(text)
             prompt = tuple(Message(each["role"], each["content"]) for each in row["prompt"])
-            found.append(Pair(prompt, row["chosen"], row["rejected"], name))
+            found.append((made_s, Pair(prompt, row["chosen"], row["rejected"], name)))
         return found
+
+    def mirror(self, name: str, source: str, chosen: Sequence[tuple[float, Pair]]) -> None:
+        """Hold exactly these dated choices of another program's: new ones are added, missing ones are gone for good."""
+        if not chosen and name not in self.names():
+            return
+        wanted = {(made_s, json.dumps(to_json(pair), ensure_ascii=False)) for made_s, pair in chosen}
+        with self._writing():
+            user = self._id(name, make=True)
+            rows = self._db.execute(
+                "SELECT number, made_s, pair FROM choices WHERE user = ? AND source = ?", (user, source)
+            ).fetchall()
+            held = {(made_s, pair): number for number, made_s, pair in rows}
+            gone = [(number,) for row, number in held.items() if row not in wanted]
+            self._db.executemany("DELETE FROM choices WHERE number = ?", gone)
+            self._db.executemany(
+                "INSERT INTO choices (user, made_s, pair, source) VALUES (?, ?, ?, ?)",
+                [(user, *row, source) for row in sorted(wanted - held.keys())],
+            )
 
     def add_version(self, name: str, adapter: Path, *, use: bool = True) -> UserVersion:
         """Take a published adapter in, and make it the active one, or keep the one in use.
@@ -204,9 +239,7 @@ class Users:
             shred(self.folder / "adapters" / folder)
         with self._writing():
             self._db.execute("DELETE FROM users WHERE id = ?", (user,))
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.execute("VACUUM")
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def names(self) -> list[str]:
         return [str(name) for (name,) in self._db.execute("SELECT name FROM users ORDER BY name")]
@@ -263,9 +296,15 @@ def _fitted(meta: Mapping[str, Any], otherwise: int) -> int:
     return otherwise if known is None else int(known)
 
 
-def default_folder() -> Path:
-    """Where programs of this user keep data."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "edgealign" / "users"
+def home_folder() -> Path:
+    """Where edgealign keeps this account's data: EDGEALIGN_HOME, or `edgealign` where programs keep theirs."""
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return Path(os.environ.get(HOME) or data / "edgealign")
+
+
+def users_folder(home: Path | None = None) -> Path:
+    """Where the registry is: in a home that was given; else EDGEALIGN_USERS, or in this account's home."""
+    return home / "users" if home is not None else Path(os.environ.get(PLACE) or home_folder() / "users")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pytest
 from edgealign.artifact import Check, publish
 from edgealign.data.forms import Message, Pair
 from edgealign.errors import ArtifactError, InputError, OutputError, UsageError
-from edgealign.personalize.users import Users
+from edgealign.personalize.users import Users, users_folder
 
 SECRET = "a7c-marzipan-submarine"
 ADDER = """
@@ -146,6 +146,60 @@ def test_a_registry_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
         opened.execute("PRAGMA user_version=99")
     with pytest.raises(InputError, match="later version"):
         Users(tmp_path)
+
+
+def test_choices_that_another_program_keeps_are_mirrored(users: Users) -> None:
+    users.add_choice("ana", choice("tea"))
+    users.mirror("ana", "page", [(1.0, choice("rain")), (2.0, choice(SECRET))])
+    users.mirror("ana", "page", [(1.0, choice("rain")), (2.0, choice(SECRET))])
+    users.mirror("ana", "other", [(3.0, choice("snow"))])
+    assert [pair.chosen for pair in users.choices("ana")] == ["yes rain", f"yes {SECRET}", "yes snow", "yes tea"]
+    assert [pair.chosen for _, pair in users.dated_choices("ana", but="page")] == ["yes snow", "yes tea"]
+    users.mirror("ana", "page", [(1.0, choice("rain"))])
+    assert [pair.chosen for pair in users.choices("ana")] == ["yes rain", "yes snow", "yes tea"]
+    for file in users.folder.rglob("*"):
+        assert SECRET.encode() not in (file.read_bytes() if file.is_file() else b""), file
+    users.mirror("nobody", "page", [])
+    assert users.names() == ["ana"]
+
+
+def test_a_registry_of_the_first_version_is_taken_along(tmp_path: Path) -> None:
+    with Users(tmp_path) as users:
+        users.add_choice("ana", choice("tea"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "users.sqlite", isolation_level=None)) as opened:
+        opened.execute("ALTER TABLE choices DROP COLUMN source")
+        opened.execute("PRAGMA user_version=1")
+        opened.execute("PRAGMA journal_mode=WAL")
+    with Users(tmp_path) as users:
+        assert [pair.chosen for pair in users.choices("ana")] == ["yes tea"]
+        users.mirror("ana", "page", [(1.0, choice("rain"))])
+        assert len(users.choices("ana")) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["users.sqlite"]
+
+
+def test_it_has_no_write_ahead_log_which_several_connections_can_corrupt(users: Users) -> None:
+    with contextlib.closing(sqlite3.connect(users.folder / "users.sqlite")) as opened:
+        assert opened.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "found"),
+    [
+        (None, {}, "home/.local/share/edgealign/users"),
+        (None, {"XDG_DATA_HOME": "data"}, "data/edgealign/users"),
+        (None, {"XDG_DATA_HOME": "data", "EDGEALIGN_HOME": "mine"}, "mine/users"),
+        (None, {"EDGEALIGN_HOME": "mine", "EDGEALIGN_USERS": "people"}, "people"),
+        ("given", {"EDGEALIGN_HOME": "mine", "EDGEALIGN_USERS": "people"}, "given/users"),
+    ],
+)
+def test_the_registry_has_one_place(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, environment: dict[str, str], found: str
+) -> None:
+    for name in ("XDG_DATA_HOME", "EDGEALIGN_HOME", "EDGEALIGN_USERS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "home", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert users_folder(Path(given) if given else None) == Path(found)
 
 
 def test_acknowledged_choices_survive_a_kill(tmp_path: Path) -> None:
