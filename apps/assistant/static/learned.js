@@ -30,9 +30,11 @@ async function change(method, rest, body) {
 function draw(taste) {
   known = taste;
   watch(taste.user, taste);
-  const { ready, active, versions, words, fault } = taste;
-  find("#words").textContent = words ? `${words[0].toUpperCase()}${words.slice(1)}` : "";
+  const { active, versions, words, fault } = taste;
+  find("#words").textContent = capital(words);
   find("#adapter").textContent = standing(taste);
+  find("#decision").textContent = sentence(taste.decision ?? "");
+  find("#decision").hidden = !taste.decision;
   find("#taste-fault").textContent = fault;
   find("#taste-fault").hidden = !fault;
   find("#foreseen").hidden = !versions.length;
@@ -40,7 +42,7 @@ function draw(taste) {
   const slider = find("#strength");
   slider.max = taste.max_strength;
   slider.value = taste.strength;
-  find("#strength-row").hidden = !ready || !active;
+  find("#strength-row").hidden = !active;
   find("#help-strength").textContent = isLora(taste)
     ? "A LoRA has no degrees: 0 is off, anything else is on."
     : "How far your answers follow your taste. 0 is off; at the far end answers begin to lose the thread.";
@@ -64,7 +66,7 @@ function standing({ user, ready, why_not, choices, active, versions, simulated, 
   }
   const answering = chosen && chosen !== base ? `${chosen} answers: it was chosen under “Answering”.` : `${base} answers as it does for everybody.`;
   const now = `${versions.length ? "No version of your own is in use" : "There is no version of your own yet"}: ${answering}`;
-  if (!ready) return `${now} ${why_not[0].toUpperCase()}${why_not.slice(1)}.`;
+  if (!ready) return `${now} ${sentence(why_not)}`;
   const where = simulated ? " What people may differ in was learned from simulated users." : "";
   return `${now} ${choices ? "" : "Choose between two answers, and it begins."}${where}`;
 }
@@ -123,15 +125,18 @@ function entry(number, name, what, active, title = "") {
 }
 
 function training({ ready, trainable, training: { state, progress, message }, choices }) {
-  find("#training").hidden = !ready;
+  find("#training").hidden = !ready && Boolean(trainable);
   const running = state === "running";
-  find("#training-note").textContent = trainable ? `${trainable[0].toUpperCase()}${trainable.slice(1)}.` : message || `A deeper version, trained in the background. It is used only if it ranks more held-out choices as you did. From 4 choices on; you have made ${choices}.`;
+  find("#training-note").textContent = sentence(trainable) || message || `A deeper version, trained in the background. It is used only if it ranks more held-out choices as you did. From 4 choices on; you have made ${choices}.`;
   find("#training-progress").hidden = !running;
   find("#training-progress").value = progress;
   find("#train").hidden = running;
   find("#train").disabled = Boolean(trainable);
   find("#stop-training").hidden = !running;
 }
+
+const capital = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
+const sentence = (text) => text && `${capital(text)}.`;
 
 /** The strength in words: beside the slider, and for who hears it. */
 function tell(value) {

@@ -4,7 +4,7 @@
 import { announce, toast } from "./dom.js";
 import { ApiError, call, stream } from "./api.js";
 import { dropDrafts, dropDraftsOf } from "./drafts.js";
-import { branch, tip, waiting } from "./tree.js";
+import { branch, tip, versions, waiting } from "./tree.js";
 
 export const events = new EventTarget();
 export const session = {
@@ -195,8 +195,10 @@ async function write(run, question) {
     if (event.type === "start") run.message = event.message;
     else if (event.type === "again") run.texts[side] = "";
     else if (event.type === "token") run.texts[side] += event.text;
-    else if (event.type === "answer") announce(`Answer: ${event.message.content}`);
-    else if (event.type === "comparison") announce("Two answers are there. Which is more you?");
+    else if (event.type === "answer") {
+      if (two) toast("There are no two different answers to this. Here is the one.");
+      announce(`Answer: ${event.message.content}`);
+    } else if (event.type === "comparison") announce("Two answers are there. Which is more you?");
     emit("token", run);
   }
 }
@@ -262,11 +264,16 @@ async function showBranch(id, head) {
   if (session.conversation?.id === id) session.conversation = found;
 }
 
+/** A thumb, or none any more. Beside the other thumb on another answer to the question it makes a choice, or unmakes it. */
 export async function rate(message, feedback) {
+  const { rating } = message.feedback ?? {};
+  const facing = versions(session.conversation, message).some((other) => other.feedback?.rating === -(feedback?.rating ?? rating));
+  const user = speaker();
   const path = `/api/messages/${message.id}/feedback`;
   const found = feedback ? await call("PUT", path, feedback) : await call("DELETE", path);
   message.feedback = found.feedback;
   changed();
+  if (facing && feedback?.rating !== rating) emit("taught", { user, learned: found.learned });
 }
 
 /** The answer as it should have been: a preference for the edit. */

@@ -21,7 +21,7 @@ export async function open() {
   const [pairs, rated] = await Promise.all([rows("pair"), rows("thumb"), learned.load()]);
   const good = rated.filter((row) => row.label).length;
   find("#counts").replaceChildren(
-    count(pairs.length, "choice", "between two answers, or by your edit"),
+    count(pairs.length, "choice", "between two answers, by an edit, or by two opposite thumbs"),
     count(good, "thumb up", "", "thumbs up"),
     count(rated.length - good, "thumb down", "", "thumbs down"),
   );

@@ -34,11 +34,11 @@ export function watch(user, taste = null) {
 async function taught({ user, learned }) {
   if (learned) {
     const { words, version, reason } = learned;
-    toast(version ? soFar(words) : `Noted: ${reason}.`);
+    toast(!version ? `Noted: ${reason}.` : reason ? `${soFar(words)} ${reason}.` : soFar(words));
     return version ? loadState() : undefined; // a first version is another model to answer with
   }
   const taste = await call("GET", tasteOf(user));
-  if (!taste.ready) return toast(`Kept. Nothing is learned from it: ${taste.why_not}.`);
+  if (!taste.ready) return toast(`Kept, but nothing is learned from it at once: ${taste.why_not}.`);
   toast(goesOn(taste) ? "Noted. It is still being learned from." : soFar(taste.words));
   return goesOn(taste) ? watch(user, taste) : loadState();
 }
