@@ -239,7 +239,8 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         if self.sharded:  # FSDP has summed the gradients
             for _ in range(processes.idle(inputs["groups"])):
                 batch = self.passes.batch(self.task.trees, inputs["groups"][-1], self.args.device)
-                (0.0 * self.passes.logprobs(model, batch).sum()).backward()
+                nothing: Any = 0.0 * self.passes.logprobs(model, batch).sum()
+                nothing.backward()
             processes.add(total)
         else:
             processes.add_gradients(model, total)
