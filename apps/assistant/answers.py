@@ -31,7 +31,7 @@ from edgealign.runtimes.recipes import Sampling
 
 SAMPLED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
 LIVELY = 0.9  # the least temperature of a comparison: two answers that say the same teach nothing
-TRIES = 3  # second answers that are drawn until one differs from the first
+TRIES = 3  # answers that are drawn for a side until one says something, and something else than the other side
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,12 @@ class Answerer:
         return await unless_gone(last(), request)
 
     async def compare(self, message: str, form: CompareForm) -> AsyncGenerator[str, None]:
-        """The events of two answers; both are stored when both are there.
+        """The events of two answers; both are stored when both are there, and the first one if the second never comes.
 
         Of one model and a user who can be learned, the two are drawn on both sides of what is known (`Tastes.probe`): a
-        choice between them teaches more than one between two seeds, and no third answer is drawn that nobody sees.
+        choice between them teaches more than one between two seeds, and no third answer is drawn that nobody sees. A
+        side that is empty, or says what the other does, is drawn again; where there are still not two, the end is that
+        of one answer.
 
         Raises:
             Fault: as for `answer`.
@@ -121,27 +123,40 @@ class Answerer:
         if secrets.randbelow(2):  # the place says nothing
             models.reverse()
             sides.reverse()
-        stored: list[tuple[Answer, Job, str]] = []
-        begun = False
-        for number, (side, model) in enumerate(zip(("left", "right"), models, strict=True)):
-            for attempt in range(TRIES if number else 1):
-                job = self._job(question, seeded(sampling, number + attempt), model, sides[number])
-                async with aclosing(self.engine.answer(job, admitted=number > 0)) as events:
-                    async for event in events:
-                        if not begun:  # from here on an error is an event
-                            yield _event({"type": "start"})
-                            begun = True
-                        if isinstance(event, Answer):
-                            answer = event
-                        elif event.text:
-                            yield _event({"type": "token", "side": side, "text": event.text})
-                if not stored or answer.text.strip() != stored[0][0].text.strip() or attempt == TRIES - 1:
-                    break
-                yield _event({"type": "again", "side": side})  # its text so far is to be taken back
-            stored.append((answer, job, model))
-        shown, chosen = await asyncio.to_thread(self._store_pair, question, stored)
-        self.tastes.shown(chosen)
-        yield _event(shown)
+        made: list[tuple[Answer, Job, str]] = []
+        begun = done = False
+        try:
+            for number, (side, model) in enumerate(zip(("left", "right"), models, strict=True)):
+                for attempt in range(TRIES):
+                    if attempt:
+                        yield _event({"type": "again", "side": side})  # its text so far is to be taken back
+                    job = self._job(question, seeded(sampling, number + 2 * attempt), model, sides[number])
+                    async with aclosing(self.engine.answer(job, admitted=begun)) as events:
+                        async for event in events:
+                            if not begun:  # from here on an error is an event
+                                yield _event({"type": "start"})
+                                begun = True
+                            if isinstance(event, Answer):
+                                answer = event
+                            elif event.text:
+                                yield _event({"type": "token", "side": side, "text": event.text})
+                    said = answer.text.strip()
+                    if said and (not made or said != made[0][0].text.strip()):
+                        made.append((answer, job, model))
+                        break
+            done = True
+            if len(made) == 2:
+                shown, chosen = await asyncio.to_thread(self._store_pair, question, made)
+                self.tastes.shown(chosen)
+            else:
+                only = made[0] if made else (answer, job, model)
+                stored = await asyncio.to_thread(self._store, question, *only, None)
+                shown = {"type": "answer", "message": stored, "dropped": question.dropped}
+            yield _event(shown)
+        finally:
+            if made and not done:
+                # Nothing can be awaited here: the task may be being cancelled.
+                asyncio.get_running_loop().run_in_executor(None, self._store_cut, question, *made[0], None)
 
     def _prepare(self, message: str, form: SampledForm) -> tuple[Question, Sampling]:
         talk, turns = conversations.path_to(self.store, message)
@@ -193,7 +208,7 @@ class Answerer:
             content=answer.text.rstrip(), facts=facts, key=key,
         )  # fmt: skip
 
-    def _store_cut(self, question: Question, answer: Answer, job: Job, model: str, key: str) -> None:
+    def _store_cut(self, question: Question, answer: Answer, job: Job, model: str, key: str | None) -> None:
         """`_store`, unless the conversation is gone by now."""
         try:
             self._store(question, answer, job, model, key)

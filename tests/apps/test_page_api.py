@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from .conftest import TOKEN, USERS, EngineMaker, Gate, Served, serving, until
+from edgealign.data.encode import end_of_turn_id
+from edgealign.errors import EdgealignError
+from edgealign.models.load import load_tokenizer
+from edgealign.runtimes.scripted import ScriptedSession
+
+from .conftest import PATIENCE_S, TOKEN, USERS, EngineMaker, Gate, Served, serving, until
 
 Json = dict[str, Any]
 
@@ -131,6 +139,93 @@ def test_two_answers_are_compared_and_the_choice_is_a_pair(scripted_server: Serv
     found = scripted_server.http.get(f"/api/conversations/{conversation}").json()
     assert found["head"] == last["right"]["id"]
     assert len(found["comparisons"]) == 1
+
+
+class Saying(ScriptedSession):
+    """Says the given answers in turn; None is a failure of the model."""
+
+    def __init__(self, answers: Sequence[str | None]) -> None:
+        tokenizer = load_tokenizer("starter")
+        super().__init__(vocab=len(tokenizer))
+        end = end_of_turn_id(tokenizer)
+        self.answers = iter([
+            None if text is None else [*tokenizer.encode(text, add_special_tokens=False), end] for text in answers
+        ])  # fmt: skip
+        self.rest: Iterator[int] = iter(())
+        self.begun, self.may_begin = threading.Semaphore(0), threading.Semaphore(100)
+
+    def prefill(self, tokens: Sequence[int]) -> Any:
+        if not self.tokens:
+            self.begun.release()
+            assert self.may_begin.acquire(timeout=PATIENCE_S)
+            answer = next(self.answers)
+            if answer is None:
+                raise EdgealignError("the model", "is broken")
+            self.rest = iter(answer)
+        return super().prefill(tokens)
+
+    def _logits(self) -> Any:
+        logits = np.zeros(self.vocab, dtype=np.float32)
+        logits[next(self.rest)] = 50.0
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("answers", "again", "shown"),
+    [
+        (["One.", "Two."], [], ["One.", "Two."]),
+        (["", "One.", "One.", " ", "Two."], ["left", "right", "right"], ["One.", "Two."]),
+        (["One.", "", "One.", ""], ["right"] * 2, ["One."]),
+        (["", "", "", "Two."], ["left"] * 2, ["Two."]),
+        ([""] * 6, ["left", "left", "right", "right"], [""]),
+    ],
+)
+def test_an_empty_side_or_one_like_the_other_is_drawn_again_and_not_offered(
+    scripted: EngineMaker, tmp_path: Path, answers: list[str], again: list[str], shown: list[str]
+) -> None:
+    with serving(scripted(Saying(answers)), tmp_path) as served:
+        conversation, question = begin(served)
+        events = events_of(served, f"/api/messages/{question}/comparisons", {"max_tokens": 6})
+        found = served.http.get(f"/api/conversations/{conversation}").json()
+    assert [event["side"] for event in events if event["type"] == "again"] == again
+    last = events[-1]
+    assert last["type"] == ("comparison" if len(shown) == 2 else "answer")
+    said = [last[side] for side in ("left", "right")] if len(shown) == 2 else [last["message"]]
+    assert [message["content"] for message in said] == shown
+    assert [message["content"] for message in found["messages"][1:]] == shown  # and nothing that was not shown
+    assert len(found["comparisons"]) == (len(shown) == 2)
+
+
+def test_of_two_answers_the_first_is_kept_when_the_second_fails(scripted: EngineMaker, tmp_path: Path) -> None:
+    with serving(scripted(Saying(["One.", None])), tmp_path) as served:
+        conversation, question = begin(served)
+        events = events_of(served, f"/api/messages/{question}/comparisons", {"max_tokens": 6})
+        assert events[-1]["error"]["code"] == "runtime_failed"
+
+        def messages() -> list[Json]:
+            return list(served.http.get(f"/api/conversations/{conversation}").json()["messages"])
+
+        until(lambda: len(messages()) == 2)
+        assert (messages()[1]["content"], messages()[1]["parent"]) == ("One.", question)
+
+
+def test_of_two_answers_the_first_is_kept_when_the_second_is_stopped(scripted: EngineMaker, tmp_path: Path) -> None:
+    session = Saying(["One.", "Two."])
+    session.may_begin = threading.Semaphore(1)
+    with serving(scripted(session), tmp_path) as served:
+        conversation, question = begin(served)
+        connection = http.client.HTTPConnection("127.0.0.1", served.port)
+        headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+        connection.request("POST", f"/api/messages/{question}/comparisons", "{}", headers)
+        assert connection.getresponse().read(6) == b"data: "
+        for _ in range(2):
+            assert session.begun.acquire(timeout=PATIENCE_S)
+        connection.close()
+        path = f"/api/conversations/{conversation}"
+        until(lambda: len(served.http.get(path).json()["messages"]) == 2)
+        session.may_begin.release()
+        found = served.http.get(path).json()
+        assert (found["messages"][1]["content"], found["comparisons"]) == ("One.", [])
 
 
 def test_two_models_are_compared_in_random_places(scripted_server: Served) -> None:
