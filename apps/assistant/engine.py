@@ -5,9 +5,9 @@
     await engine.lend(lambda session: score(session, ids))                                  # the base model's session
 
 The session lives in a process of its own, so that a native crash, or a call that never returns, costs one answer and
-not the server; the next request opens it again. Every request starts from an empty state, under its own user: its answer depends on nothing else. Only a
-`keep` job, the next turn of a conversation, continues the state, and only if the user is the same one and the state is
-a beginning of its prompt.
+not the server; the next request opens it again. Every request starts from an empty state, under its own user: its
+answer depends on nothing else. Only a `keep` job, the next turn of a conversation, continues the state, and only if the
+user is the same one and the state is a beginning of its prompt.
 """
 
 from __future__ import annotations
@@ -161,8 +161,10 @@ class Engine:
         finally:
             cancelled.set()
 
-    async def lend(self, call: Callable[[Session], T]) -> T:
-        """The result of `call`, in the worker's thread, on the base model; when those who wait by now had their turn.
+    async def lend(self, call: Callable[[Session], T], adapter: Path | None = None) -> T:
+        """The result of `call`, in the worker's thread; when those who wait by now had their turn.
+
+        The session is the base model's, or has this adapter, as the runtime reads it.
 
         Leaving before its turn cancels it. It has no place in the queue, so it never makes an answer be refused.
         """
@@ -173,7 +175,7 @@ class Engine:
             self._lent = False
             self._turn.release()
 
-        working = asyncio.get_running_loop().run_in_executor(self._thread, self._work_lent, call)
+        working = asyncio.get_running_loop().run_in_executor(self._thread, self._work_lent, call, adapter)
         working.add_done_callback(release)
         return await working
 
@@ -186,10 +188,10 @@ class Engine:
         late.cancel()
         self._session.close()
 
-    def _work_lent(self, call: Callable[[Session], T]) -> T:
+    def _work_lent(self, call: Callable[[Session], T], adapter: Path | None) -> T:
         """In the worker's thread: the state is anybody's guess afterwards."""
         try:
-            self._enter(None, keep=False, prompt=())
+            self._enter(adapter, keep=False, prompt=())
             self._fed = []
             return call(self._session)
         except Exception:

@@ -167,7 +167,7 @@ def test_a_runtime_that_hangs_costs_one_answer(
         assert served.http.post("/v1/completions", json=ask).status_code == 200
         child_of(served.engine).suspend()
         with pytest.raises(RuntimeCrash, match="gave no answer"):
-            asyncio.run(served.engine.lend(lambda session: session.reset()))
+            served.engine._thread.submit(served.engine._work_lent, lambda session: session.reset(), None).result()
         assert served.http.post("/v1/completions", json=ask).status_code == 200
 
 
@@ -178,7 +178,7 @@ def test_the_end_does_not_wait_for_a_runtime_that_hangs(
     engine = open_engine(tiny_model)
     child = child_of(engine)
     child.suspend()
-    asking = engine._thread.submit(engine._work_lent, lambda session: session.reset())
+    asking = engine._thread.submit(engine._work_lent, lambda session: session.reset(), None)
     begun_s = time.monotonic()
     engine.close()
     assert time.monotonic() - begun_s < 30.0  # and not 120, what a call may take
