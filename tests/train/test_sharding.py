@@ -57,6 +57,47 @@ trainer.Passes.logprobs, trainer.AlignTrainer.training_step = logprobs, step
 main()
 """
 
+# Log-probabilities and gradients of every architecture, whole and sharded; two passes, so that weights come twice.
+ARCHITECTURES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from conftest import MAKERS
+from edgealign.train import processes, sharding
+from edgealign.train.layout import document, pack
+from edgealign.train.logprobs import VERIFIED, is_sharded, token_logprobs
+from edgealign.train.shortconv import kernel_width, tree_rows
+
+torch.set_num_threads(1)
+draw = torch.Generator().manual_seed(1)
+for name, make in MAKERS.items():
+    model = make()
+    assert model.config.model_type in VERIFIED
+    texts = [torch.randint(3, 96, (n,), generator=draw).tolist() for n in (9, 6, 7, 5)]
+    batches = [pack([document(t, [True] * len(t)) for t in part], kernel=kernel_width(model))
+               for part in (texts[:1], texts[1:2], texts[2:3], texts[3:])]
+    with tree_rows(model):
+        wanted = [token_logprobs(model, batch) for batch in batches]
+        sum(logps.sum() for logps in wanted).backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with sharding.sharded(model, True) as part, tree_rows(part):
+        assert is_sharded(part) and not is_sharded(model)
+        assert sum(p.numel() for p in model.parameters()) == 0
+        with torch.no_grad():
+            torch.testing.assert_close(token_logprobs(part, batches[0]), wanted[0])
+        for logps, batch in list(zip(wanted, batches))[processes.rank() :: 2]:
+            got = token_logprobs(part, batch)
+            torch.testing.assert_close(got, logps)
+            got.sum().backward()
+        for n, p in part.named_parameters():
+            told = lambda text, n=n: f"{name} {n}: {text}"
+            torch.testing.assert_close(p.grad.full_tensor(), grads[n], atol=1e-4, rtol=1e-4, msg=told)
+    for n, p in model.named_parameters():
+        assert torch.equal(p, weights[n]), n
+processes.wait()
+"""
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -169,6 +210,16 @@ def test_a_sharded_run_is_resumed_by_two_processes_and_by_one(tiny_model, run, t
     for mine, other in zip(*histories, strict=True):
         assert (mine["step"], mine["tokens"]) == (other["step"], other["tokens"])
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_every_architecture_has_the_same_gradients_sharded_and_its_weights_back(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(ARCHITECTURES)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, str(program), str(Path(__file__).parent)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.parametrize(
