@@ -90,6 +90,7 @@ def run_stage(plan: Plan, recipe: TrainRecipe, *, model: str | Path, out: Path) 
     if recipe.lora and recipe.qat != "none":
         raise RecipeError("qat", "rounds the weights that a LoRA leaves alone", "choose --qat or --lora")
     source = open_model(model)
+    recipe = recipe.for_model(_stored_parameters(source.path))
     with fixed_threads(recipe.threads) as threads:
         tokenizer = load_tokenizer(source.path)
         examples = plan.load_examples(tokenizer)

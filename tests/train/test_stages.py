@@ -201,6 +201,16 @@ def test_validation_files_are_used_instead_of_a_share(tiny_model, turns, pairs, 
     )
     assert made.meta["examples"]["train_examples"] == made.meta["examples"]["held_out_examples"] == 24
     assert [entry.role for entry in made.manifest.inputs] == ["model", "data", "valid"]
+    assert made.manifest.recipe["learning_rate"] == 2e-5  # a small model's own, as it was used
+
+
+def test_a_small_model_has_its_own_learning_rate_unless_told_otherwise():
+    plain = PreferenceRecipe()
+    assert plain.for_model(6_000_000).peak_learning_rate == 2e-5
+    assert plain.for_model(350_000_000).peak_learning_rate == plain.for_model(0).peak_learning_rate == 8e-7
+    assert PreferenceRecipe(learning_rate=1e-6).for_model(6_000_000).peak_learning_rate == 1e-6
+    assert PreferenceRecipe(lora=True).for_model(6_000_000).peak_learning_rate == 5e-5
+    assert SftRecipe().for_model(6_000_000).peak_learning_rate == 3e-5
 
 
 def test_columns_are_mapped_and_bad_rows_counted(tiny_model, tmp_path):
