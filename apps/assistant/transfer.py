@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from assistant import conversations
 from assistant.conversations import Json
 from assistant.faults import Fault
-from assistant.forms import Archive, Archived
+from assistant.forms import DEFAULT_USER, Archive, Archived
 from assistant.store import Store
 
 COMPARISON = ("id", "prompt", "left", "right", "source", "choice", "created_s", "chosen_s")  # as the table has them
@@ -75,9 +75,15 @@ def import_all(store: Store, archive: Archive) -> dict[str, int]:
 
 
 def forget(store: Store, user: str) -> int:
-    """Delete everything of one user; their text is gone from the disk afterwards. How many conversations."""
+    """Delete everything of one user; their text is gone from the disk afterwards. How many conversations.
+
+    Who speaks by the settings takes their name and their instructions along.
+    """
     with store.write() as db:
         count = db.execute("DELETE FROM conversations WHERE user = ?", (user,)).rowcount
+        speaking = db.execute("SELECT value FROM settings WHERE name = 'user'").fetchone()
+        if user == (json.loads(speaking["value"]) if speaking else DEFAULT_USER):
+            db.execute("DELETE FROM settings WHERE name IN ('user', 'system')")
     store.scrub()
     return int(count)
 
