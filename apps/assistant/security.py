@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import parse_qs
 
-from starlette.responses import RedirectResponse
+from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from assistant.faults import Fault
@@ -34,6 +34,7 @@ from edgealign.errors import InputError
 BODY_BYTES, IMPORT_BYTES, IMPORT_PATH = 1 << 20, 64 << 20, "/api/import"
 BODY_S = 30.0
 TOKEN_CHARACTERS = 16
+COOKIE_S = 30 * 24 * 3600  # how long a browser is known; then the printed address opens the page again
 OPEN_PATHS = ("/health",)
 SAFE_METHODS = ("GET", "HEAD")
 POLICY = (
@@ -49,6 +50,13 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+LOCKED = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>edgealign assistant</title>
+<h1>This page is locked</h1>
+<p>Run <code>edgealign app</code> and open the address that it prints. If it is running, that is the line that begins
+with <code>page</code>.</p>
+</html>
+"""
 Headers: TypeAlias = MutableMapping[str, list[str]]
 
 
@@ -103,15 +111,16 @@ class Guard:
                 message["headers"] = [*message["headers"], *(pair for pair in extra if pair[0] not in own)]
             await send(message)
 
+        headers = _by_name(scope)
         try:
-            headers = _by_name(scope)
             if (login := self._login(scope, headers)) is not None:
                 return await login(scope, receive, send_safe)
             self._check(scope, headers)
             receive = await _whole_body(scope, headers, receive)
             await self.app(scope, receive, send_safe)
         except Fault as fault:
-            await fault.response()(scope, receive, send_safe)
+            page = fault.status == 401 and "text/html" in ",".join(headers.get("accept", []))
+            await (HTMLResponse(LOCKED, 401, fault.headers) if page else fault.response())(scope, receive, send_safe)
         except Exception as error:
             _log(error)
             if not started:
@@ -157,7 +166,7 @@ class Guard:
         elif not hmac.compare_digest(_raw(token), self._token):
             raise _unauthorised("wrong token, or a code that was used already")
         answer = RedirectResponse("/", 303)
-        answer.set_cookie(self.cookie, self._badge, httponly=True, samesite="strict", path="/")
+        answer.set_cookie(self.cookie, self._badge, httponly=True, samesite="strict", path="/", max_age=COOKIE_S)
         return answer
 
 

@@ -17,7 +17,7 @@ from edgealign.errors import InputError
 
 from .conftest import TOKEN, EngineMaker, Served, serving
 
-METHODS = ("GET", "POST", "PATCH", "DELETE", "OPTIONS", "HEAD")
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD")
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,19 @@ def test_everything_but_health_needs_the_token(guarded: Served, path: str) -> No
     assert json.loads(body)["error"]["type"] == "authentication_error"
 
 
+def test_a_browser_without_the_token_is_told_what_to_do(guarded: Served) -> None:
+    accept = "text/html,application/xhtml+xml,*/*;q=0.8"
+    host = {"host": f"127.0.0.1:{guarded.port}"}
+    status, headers, body = send(guarded, "GET", "/", {**host, "accept": accept})
+    assert status == 401
+    assert headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert headers["www-authenticate"] == "Bearer"
+    assert b"<code>edgealign app</code>" in body
+    other = send(guarded, "GET", "/", {"host": "evil.example", "accept": accept})
+    assert (other[0], json.loads(other[2])["error"]["code"]) == (403, "host_not_allowed")
+
+
 def test_health_needs_no_token_but_our_name(guarded: Served) -> None:
     assert send(guarded, "GET", "/health", {"host": f"127.0.0.1:{guarded.port}"})[0] == 200
     assert send(guarded, "GET", "/health", {"host": "evil.example"})[0] == 403
@@ -146,6 +159,7 @@ def test_the_token_in_the_address_buys_a_strict_cookie_and_leaves_the_address(gu
     for word in ("HttpOnly", "SameSite=strict", "Path=/"):
         assert word in headers["set-cookie"]
     assert TOKEN not in headers["set-cookie"]
+    assert f"Max-Age={30 * 24 * 3600}" in headers["set-cookie"]  # a closed browser is known again
     assert send(guarded, "GET", "/?token=" + "x" * 30, host)[0] == 401
     assert send(guarded, "GET", f"/?token={TOKEN}", {"host": "evil.example"})[0] == 403
 
