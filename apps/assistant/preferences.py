@@ -1,5 +1,7 @@
 """What the user prefers: thumbs with reasons, choices between two answers, and edited answers (the edit is preferred).
 
+A thumb up and a thumb down on two answers to one question are a choice too.
+
 Each has a natural key (a message's thumb, a comparison's choice), so that sending one again stores it once. `pairs` and
 `thumbs` are the rows that `edgealign personalize` and `edgealign data check` read.
 """
@@ -19,14 +21,37 @@ from assistant.faults import Fault
 from assistant.store import Store
 from edgealign.data.forms import Message, Pair, Thumb, to_json
 
+# Comparisons with a choice; and of each question the newest answer with a thumb up before the newest with a thumb down.
+CHOICES = """
+WITH verdicts AS (
+    SELECT m.parent AS prompt, m.id, f.rating, f.created_s,
+        row_number() OVER (PARTITION BY m.parent, f.rating ORDER BY f.created_s DESC, f.rowid DESC) AS age
+    FROM feedback f JOIN messages m ON m.id = f.message JOIN conversations t ON t.id = m.conversation
+    WHERE :user IS NULL OR t.user = :user
+), preferred AS (
+    SELECT prompt, iif(choice = 'left', left_answer, right_answer) AS best_id,
+        iif(choice = 'left', right_answer, left_answer) AS other_id, chosen_s AS made_s
+    FROM comparisons WHERE choice IN ('left', 'right')
+    UNION ALL
+    SELECT up.prompt, up.id, down.id, max(up.created_s, down.created_s)
+    FROM verdicts up JOIN verdicts down ON down.prompt = up.prompt AND up.rating = 1 AND down.rating = -1
+    WHERE up.age = 1 AND down.age = 1
+)
+SELECT p.*, best.content AS best, other.content AS other FROM preferred p
+    JOIN messages best ON best.id = p.best_id JOIN messages other ON other.id = p.other_id
+    JOIN conversations t ON t.id = best.conversation
+WHERE best.content <> other.content AND (:user IS NULL OR t.user = :user)
+"""
+
 
 @dataclass(frozen=True)
 class Chosen:
-    """A choice, and the ids of the two answers."""
+    """A choice, the ids of the two answers, and when it was made."""
 
     pair: Pair
     chosen: str
     rejected: str
+    made_s: float = 0.0
 
 
 def set_feedback(store: Store, message: str, *, rating: int, reasons: Sequence[str], comment: str) -> Json:
@@ -125,18 +150,13 @@ def pairs(store: Store, user: str | None) -> list[Json]:
 def choices(store: Store, user: str | None) -> list[Chosen]:
     """Every choice that prefers one answer, oldest first; an answer that is empty was no alternative."""
     with store.read() as db:
-        rows = db.execute(
-            "SELECT c.choice, c.prompt, l.id AS l_id, l.content AS l, r.id AS r_id, r.content AS r FROM comparisons c"
-            " JOIN messages l ON l.id = c.left_answer JOIN messages r ON r.id = c.right_answer"
-            " WHERE c.choice IN ('left', 'right') AND l.content <> r.content ORDER BY c.chosen_s"
-        ).fetchall()
+        rows = db.execute(f"{CHOICES} ORDER BY made_s", {"user": user}).fetchall()
         found = []
         for row in rows:
-            talk, turns = conversations.path_in(db, row["prompt"])
-            if user in (None, talk["user"]) and row["l"].strip() and row["r"].strip():
-                best, other = ("l", "r") if row["choice"] == "left" else ("r", "l")
-                pair = Pair(_prompt(talk, turns), row[best], row[other], user_id=talk["user"])
-                found.append(Chosen(pair, row[f"{best}_id"], row[f"{other}_id"]))
+            if row["best"].strip() and row["other"].strip():
+                talk, turns = conversations.path_in(db, row["prompt"])
+                pair = Pair(_prompt(talk, turns), row["best"], row["other"], user_id=talk["user"])
+                found.append(Chosen(pair, row["best_id"], row["other_id"], row["made_s"]))
         return found
 
 
@@ -162,6 +182,17 @@ def thumbs(store: Store, user: str | None) -> list[Json]:
                 thumb = Thumb(_prompt(talk, turns[:-1]), answer, row["rating"] > 0, user_id=talk["user"])
                 found.append(to_json(thumb))
     return found
+
+
+def thumbs_beside(store: Store, message: str) -> bool:
+    """Whether other answers to the same question have a thumb."""
+    with store.read() as db:
+        row = db.execute(
+            "SELECT 1 FROM messages own JOIN messages other ON other.parent = own.parent AND other.id <> own.id"
+            " JOIN feedback f ON f.message = other.id WHERE own.id = ?",
+            (message,),
+        ).fetchone()
+    return row is not None
 
 
 def settings(store: Store) -> Json:

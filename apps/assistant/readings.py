@@ -42,6 +42,7 @@ class Readings:
     def __init__(self, engine: Engine, store: Store, basis: OpenBasis) -> None:
         self.engine, self.store, self.basis = engine, store, basis
         self._ahead: set[asyncio.Task[None]] = set()
+        self._read: dict[str, Floats] = {}  # of answers that are no message here: the terminal's
 
     def ahead(self, chosen: Chosen) -> None:
         """Begin to read two answers, in either order."""
@@ -71,16 +72,19 @@ class Readings:
     async def _of(self, message: str, prompt: Sequence[Message], text: str) -> Floats:
         """(B + 1,) of one answer."""
         engine, folded = self.engine, self.basis.folded
-        heard = _without_empty_answers(prompt)
+        heard = without_empty_answers(prompt)
         facts = [self.basis.digest, engine.facts["digest"], [each.as_dict() for each in heard], text]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-        found = await asyncio.to_thread(self._kept, message, key)
+        found = await asyncio.to_thread(self._kept, message, key) if message else self._read.get(key)
         if found is None:
             most = min(READ_TOKENS, engine.context // 2)
             before = (await asyncio.to_thread(engine.encode, heard))[-most:]
             answer = (await asyncio.to_thread(engine.encode_answer, text))[:most]
             found = await engine.lend(lambda session: folded.of(session, before, answer))
-            await asyncio.to_thread(self._keep, message, key, found)
+            if message:
+                await asyncio.to_thread(self._keep, message, key, found)
+            else:
+                self._read[key] = found
         return found
 
     def _kept(self, message: str, key: str) -> Floats | None:
@@ -96,7 +100,7 @@ class Readings:
             )
 
 
-def _without_empty_answers(prompt: Sequence[Message]) -> list[Message]:
+def without_empty_answers(prompt: Sequence[Message]) -> list[Message]:
     """What the model was shown: a template may know no empty answer, so it goes with its question."""
     empty = {place for place, each in enumerate(prompt) if each.role == "assistant" and not each.content.strip()}
     return [each for place, each in enumerate(prompt) if place not in empty and place + 1 not in empty]

@@ -21,7 +21,8 @@ from pathlib import Path
 from edgealign.errors import InputError, UsageError, writing
 
 APPLICATION = 0x45444741  # "EDGA": no other program's file is touched
-SCHEMA = 2
+LOCK = "assistant.lock"
+SCHEMA = 3
 TABLES = """
 CREATE TABLE conversations (
     id TEXT PRIMARY KEY, title TEXT NOT NULL, user TEXT NOT NULL, system TEXT NOT NULL,
@@ -65,6 +66,8 @@ CREATE TABLE features (
 ) STRICT;
 CREATE TABLE strengths (user TEXT PRIMARY KEY, strength REAL NOT NULL) STRICT;
 """
+# Why a user's version in use is in use, where a LoRA and numbers were compared.
+SINCE_3 = "CREATE TABLE decisions (user TEXT PRIMARY KEY, reason TEXT NOT NULL) STRICT;"
 
 
 class Store:
@@ -81,7 +84,7 @@ class Store:
         self.file = folder / "assistant.db"
         self._lock = threading.Lock()
         with writing(folder):
-            self._held = os.open(folder / "assistant.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            self._held = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -145,10 +148,10 @@ class Store:
         db.execute("PRAGMA foreign_keys=ON")
         db.execute("PRAGMA secure_delete=ON")
         if not tables:
-            db.executescript(
-                f"BEGIN; PRAGMA application_id={APPLICATION}; PRAGMA user_version={SCHEMA}; {TABLES} {SINCE_2} COMMIT;"
-            )
-        elif version < SCHEMA:
-            db.executescript(f"BEGIN; PRAGMA user_version={SCHEMA}; {SINCE_2} COMMIT;")
+            made = f"PRAGMA application_id={APPLICATION}; {TABLES} {SINCE_2} {SINCE_3}"
+        else:
+            made = (SINCE_2 if version < 2 else "") + (SINCE_3 if version < 3 else "")
+        if made:
+            db.executescript(f"BEGIN; PRAGMA user_version={SCHEMA}; {made} COMMIT;")
         if (verdict := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise InputError(self.file, f"is damaged ({verdict})", "restore it from a copy, or move it away")

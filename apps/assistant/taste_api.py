@@ -24,7 +24,7 @@ from assistant.taste_forms import ActiveForm, StrengthForm, TasteState
 from assistant.tastes import Tastes
 from assistant.training import Trainer
 from edgealign.errors import EdgealignError
-from edgealign.personalize.recipes import MAX_TASTE, TASTE
+from edgealign.personalize.recipes import MAX_TASTE, MIN_CHOICES, TASTE
 
 Whose = Annotated[User | None, Query(description="none: who is speaking by the settings")]
 
@@ -69,11 +69,15 @@ def routes(answerer: Answerer, tastes: Tastes, trainer: Trainer) -> APIRouter:
 
 def state_of(tastes: Tastes, trainer: Trainer, user: str) -> Json:
     """`TasteState` of one user; a damaged registry is told, and nothing else fails."""
-    why_not, known, fault = tastes.why_not_for(user), None, tastes.faults.get(user, "")
+    closed, known, choices, fault = tastes.closed_to(user), None, 0, tastes.faults.get(user, "")
+    why_not, trainable = tastes.why_not_for(user), trainer.why_not(user)
+    if why_not and not trainable:
+        why_not += f"; a LoRA can be trained, from {MIN_CHOICES} choices on"
     try:
         known = tastes.versions.user(user)
+        choices = len(tastes.choices(user))
         used = tastes.engine.personal.get(user)
-        if known and not why_not and (used.facts.get("version", known.active) if used else 0) != known.active:
+        if known and not closed and (used.facts.get("version", known.active) if used else 0) != known.active:
             tastes.refresh(user)  # `edgealign users` was there in the meantime
             fault = tastes.faults.get(user, "")
     except EdgealignError as error:
@@ -88,10 +92,10 @@ def state_of(tastes: Tastes, trainer: Trainer, user: str) -> Json:
     ]  # fmt: skip
     return {
         "user": user, "ready": not why_not, "why_not": why_not, "fault": fault,
-        "simulated": tastes.basis is not None and tastes.basis.simulated, "choices": len(tastes.choices(user)),
+        "simulated": tastes.basis is not None and tastes.basis.simulated, "choices": choices,
         "words": next((each["words"] for each in versions if each["active"]), ""),
         "active": known.active if known else 0, "strength": tastes.versions.strength(user), "usual_strength": TASTE,
         "max_strength": MAX_TASTE, "versions": versions, "learning": user in tastes.learning,
-        "trainable": trainer.why_not(user), "training": trainer.state(user),
+        "decision": tastes.versions.decision(user), "trainable": trainable, "training": trainer.state(user),
     }  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from assistant.forms import ComparisonRecord, Edited, Form
+from assistant.forms import ComparisonRecord, Edited, Form, MessageRecord
 from edgealign.personalize.recipes import MAX_TASTE
 
 
@@ -29,6 +29,12 @@ class Chosen(ComparisonRecord):
 
 class EditedRecord(Edited):
     """An edit, and what it taught."""
+
+    learned: Learned | None = None
+
+
+class Rated(MessageRecord):
+    """A message with its thumb. `learned` is null where the thumb makes no choice with another, or it takes longer."""
 
     learned: Learned | None = None
 
@@ -60,8 +66,8 @@ class TasteState(BaseModel):
     """All that is known of a user's taste, without a text."""
 
     user: str
-    ready: bool = Field(description="whether choices teach anything")
-    why_not: str = Field(description="why they do not; empty where they do")
+    ready: bool = Field(description="whether each choice teaches at once, as numbers on a basis; a LoRA needs none")
+    why_not: str = Field(description="why it does not, and what is possible instead; empty where it does")
     fault: str = Field(description="a version that cannot be used, and why")
     simulated: bool = Field(description="the basis was learned from simulated users")
     choices: int = Field(description="answers that were preferred to others")
@@ -72,6 +78,7 @@ class TasteState(BaseModel):
     max_strength: float
     versions: list[TasteVersion]
     learning: bool = Field(description="choices are being read or fitted just now")
+    decision: str = Field(description="how numbers and a LoRA compared; empty: they did not")
     trainable: str = Field(description="why no LoRA can be trained here; empty where one can")
     training: TrainingState
 

@@ -6,9 +6,10 @@
     await trainer.cancel("me")
 
 `personalize` holds a part of the choices out and publishes nothing that ranks them worse than the base model does. Here
-the bar is higher: the numbers that are in use are fitted on the same choices as the LoRA, and the LoRA has to rank more
-of the held-out ones as they were chosen. Training needs the model in torch: the starter, the model that the server
-answers with, or the one that a bundle was exported from, where it still lies.
+the bar is higher: it and the version in use are asked for the same held-out choices, four or more, in the runtime that
+answers, and it has to rank more of them as they were chosen; numbers are fitted on the other choices for that, as the
+LoRA was. Training needs no basis, but the model in torch: the starter, the model that the server answers with, or the
+one that a bundle was exported from, where it still lies.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
 
 from assistant.conversations import Json
 from assistant.engine import Engine
@@ -32,13 +36,16 @@ from edgealign.data.forms import to_json
 from edgealign.data.synthetic import write_jsonl
 from edgealign.errors import EdgealignError, InputError
 from edgealign.models.builtin import NAMES, built_in
-from edgealign.personalize.choices import split
+from edgealign.models.load import load_tokenizer
+from edgealign.personalize.choices import load_choices
+from edgealign.personalize.in_place import LEAST, ranked_right
 from edgealign.personalize.lore import fit_users
 from edgealign.personalize.recipes import MIN_CHOICES, LoraRecipe
 from edgealign.plan import count_parameters
 
+T = TypeVar("T")
+
 SMALL, QUICK = 50_000_000, 1e-2  # parameters below which a fit takes this learning rate (LoraRecipe.learning_rate)
-SUFFIXES = {"llama.cpp": ".gguf", "onnxruntime": ".onnx_adapter", "executorch": ".safetensors"}
 STEP = re.compile(r"^(?P<what>.+): (?P<done>\d+)/(?P<of>\d+)")
 BEGUN, FITTED, RANKED = 0.1, 0.8, 0.9  # of the whole, when these are done
 LONGEST_LINE = 300
@@ -66,7 +73,7 @@ class Trainer:
 
     def why_not(self, user: str) -> str:
         """Why no LoRA can be trained for this user; empty where one can."""
-        if reason := self.tastes.why_not_for(user):
+        if reason := self.tastes.closed_to(user):
             return reason
         return "" if base_model(self.tastes.engine) else (
             "training needs the model in torch, and what this bundle was exported from is not here"
@@ -117,10 +124,13 @@ class Trainer:
         try:
             with self.tastes.versions.scratch() as folder:
                 choices = folder / "choices.jsonl"
-                await asyncio.to_thread(write_jsonl, choices, [to_json(each.pair) for each in chosen])
-                made = await self._train(user, run, choices, folder / "adapter")
+                await _through(write_jsonl, choices, [to_json(each.pair) for each in chosen])
+                share = LEAST / len(chosen) if len(chosen) >= 2 * LEAST else 0.0
+                recipe = LoraRecipe(held_out=max(share, LoraRecipe().held_out))
+                made = await self._train(user, run, choices, folder / "adapter", recipe)
                 run.progress, run.message = RANKED, "Comparing with the version in use"
-                run.message = await self._use_if_better(user, chosen, made)
+                sides = await _through(self._split, user, choices, recipe, chosen)
+                run.message = await self._use_if_better(user, made, *sides)
                 run.state, run.progress = "finished", 1.0
         except asyncio.CancelledError:
             run.state, run.message = "cancelled", "Stopped; everything is as it was."
@@ -128,7 +138,20 @@ class Trainer:
         except Exception as error:  # whatever it was: it must not keep everybody from training until a restart
             run.state, run.message = "failed", _reason(error)
 
-    async def _train(self, user: str, run: Run, choices: Path, out: Path) -> Artifact:
+    def _split(
+        self, user: str, choices: Path, recipe: LoraRecipe, chosen: Sequence[Chosen]
+    ) -> tuple[list[Chosen], list[Chosen]]:
+        """(fitted, held out), as the command split the same file."""
+        base = base_model(self.tastes.engine)
+        assert base is not None
+        known = {(each.pair.prompt, each.pair.chosen, each.pair.rejected): each for each in chosen}
+        read = load_choices(choices, user, load_tokenizer(base), recipe)
+        fitted, held_out = (
+            [known[pair.prompt, pair.chosen, pair.rejected] for pair in part] for part in (read.fitted, read.held_out)
+        )
+        return fitted, held_out
+
+    async def _train(self, user: str, run: Run, choices: Path, out: Path, recipe: LoraRecipe) -> Artifact:
         """The command in a process of its own; what it says is the progress.
 
         Raises:
@@ -139,7 +162,7 @@ class Trainer:
         command = [
             *(["nice", "-n", "15"] if shutil.which("nice") else []), sys.executable, "-m", "edgealign", "personalize",
             "--method", "lora", f"--model={base}", f"--choices={choices}", f"--user={user}", f"--out={out}",
-            f"--threads={max(1, (os.cpu_count() or 1) // 2)}",
+            f"--threads={max(1, (os.cpu_count() or 1) // 2)}", f"--held-out={recipe.held_out}",
         ]  # fmt: skip
         if count_parameters(base) < SMALL:
             command.append(f"--learning-rate={QUICK}")
@@ -164,31 +187,40 @@ class Trainer:
             raise InputError("the training", last or f"ended with status {code}")
         return await asyncio.to_thread(open_artifact, out, kind="adapter")
 
-    async def _use_if_better(self, user: str, chosen: Sequence[Chosen], made: Artifact) -> str:
-        """Use it if it ranks more held-out choices as they were made than the version in use; what came of it."""
-        import torch
+    async def _use_if_better(
+        self, user: str, made: Artifact, fitted: Sequence[Chosen], held_out: Sequence[Chosen]
+    ) -> str:
+        """Use it if it ranks more held-out choices as they were made than the version in use; what came of it.
 
+        A LoRA in use may have learned from some of them, which makes the bar higher and never lower.
+        """
         tastes = self.tastes
-        assert tastes.readings is not None
-        pairs = {id(each.pair): each for each in chosen}
-        fitted, held_out = split([each.pair for each in chosen], share=LoraRecipe().held_out)
-        own = await tastes.readings.of_choices([pairs[id(pair)] for pair in fitted])
-        asked = await tastes.readings.of_choices([pairs[id(pair)] for pair in held_out])
-        score = float(made.manifest.checks[0].value or 0.0)
         async with tastes.lock:
-            version = await asyncio.to_thread(tastes.versions.in_use, user)
-            if version is None:
-                bar = made.manifest.checks[0].tolerance or 0.0  # the base model's
-            elif version.method == "lore":
-                weights = fit_users(torch.from_numpy(own)[None]).weights[0]
-                bar = float((asked[:, 0] + asked[:, 1:] @ weights > 0).mean())
+            if len(held_out) < LEAST:
+                added = await _through(tastes.add_version, user, made.path, False)
+                return (
+                    f"Version {added.number} is kept and not in use: {len(held_out)} of {len(fitted) + len(held_out)} "
+                    f"choices were held out, and a comparison takes {LEAST} ({2 * LEAST} choices in all)."
+                )
+            in_use = await asyncio.to_thread(tastes.versions.in_use, user)
+            adapter = await asyncio.to_thread(tastes.adapter_of, made.path, made.path.parent / "converted")
+            score = await tastes.ranked(adapter, held_out)
+            if in_use is None or user in tastes.faults:
+                bar = await tastes.ranked(None, held_out)
+            elif in_use.method == "lore" and tastes.readings is not None:
+                own = torch.from_numpy(await tastes.readings.of_choices(fitted))
+                asked = await tastes.readings.of_choices(held_out)
+                bar = ranked_right(asked[:, 0] + asked[:, 1:] @ fit_users(own[None]).weights[0])
             else:
-                bar = version.score or 0.0
-            said = f"it ranks {score:.0%} of {len(asked)} held-out choices as you did, the version in use {bar:.0%}"
+                place = tastes.versions.converted(in_use)
+                bar = await tastes.ranked(await asyncio.to_thread(tastes.adapter_of, in_use.folder, place), held_out)
+            said = f"it ranks {score:.0%} of {len(held_out)} held-out choices as you did, the version in use {bar:.0%}"
             if score <= bar:
                 return f"Not used: {said}."
-            added = await asyncio.to_thread(tastes.add_version, user, made.path)
-            return f"Version {added.number} is in use: {said}."
+            added = await _through(tastes.add_version, user, made.path)
+            reason = f"Version {added.number} is in use: {said}."
+            await asyncio.to_thread(tastes.versions.decide, user, reason)
+            return reason
 
 
 def base_model(engine: Engine) -> Path | None:
@@ -210,39 +242,14 @@ def base_model(engine: Engine) -> Path | None:
     return None
 
 
-def as_runtime_reads(engine: Engine, adapter: Path, converted: Path) -> Path:
-    """A LoRA in the form that the engine's runtime takes; it is converted once.
-
-    Raises:
-        EdgealignError: this bundle takes no adapters, or the model that the conversion needs is not here.
-    """
-    runtime, folder = str(engine.facts["runtime"]), Path(engine.facts["folder"])
-    if runtime == "torch":
-        return adapter
-    out = converted / f"adapter{SUFFIXES[runtime]}"
-    if out.is_file():
-        return out
-    out.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if runtime == "llama.cpp":
-        from edgealign.models.load import read_config
-        from edgealign.runtimes.gguf_adapter import write_lora_gguf
-
-        base = base_model(engine)
-        if base is None:
-            raise InputError(folder, "lacks the model that it was exported from", "bring it back, and start again")
-        write_lora_gguf(adapter, out, base_config=read_config(base))
-        return out
-    from edgealign.runtimes.lora_inputs import read_inputs
-
-    if runtime == "onnxruntime":
-        from edgealign.runtimes.onnx_adapter import write_lora_onnx
-
-        write_lora_onnx(adapter, out, inputs=read_inputs(folder))
-    else:
-        from edgealign.runtimes.executorch_adapter import write_lora_executorch
-
-        write_lora_executorch(adapter, out, inputs=read_inputs(folder))
-    return out
+async def _through(call: Callable[..., T], *arguments: Any) -> T:
+    """In a thread, whose end is waited for also by who is cancelled: what it does would come after what follows."""
+    working = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:

@@ -10,14 +10,17 @@ The registry is opened for each call: `edgealign users` may work on it at the sa
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from assistant.preferences import Chosen
 from assistant.store import Store
 from edgealign.errors import InputError
 from edgealign.personalize.recipes import TASTE
 from edgealign.personalize.users import FILE, User, Users, UserVersion, scratch, shred, sweep
+
+PAGE = "page"  # whose copies the registry's choices are
 
 
 class Versions:
@@ -62,10 +65,23 @@ class Versions:
         with self.registry() as users:
             users.rollback(name, number)
 
-    def add(self, name: str, adapter: Path) -> UserVersion:
-        """A copy of a published adapter becomes the version in use."""
+    def add(self, name: str, adapter: Path, *, use: bool = True) -> UserVersion:
+        """A copy of a published adapter becomes a version, and the one in use."""
         with self.registry() as users:
-            return users.add_version(name, adapter)
+            return users.add_version(name, adapter, use=use)
+
+    def choices(self, name: str) -> list[Chosen]:
+        """What was chosen in the terminal, oldest first; no message is of it."""
+        if self.user(name) is None:
+            return []
+        with self.registry() as users:
+            return [Chosen(pair, "", "", made_s) for made_s, pair in users.dated_choices(name, but=PAGE)]
+
+    def mirror(self, name: str, chosen: Sequence[Chosen]) -> None:
+        """Make these what the registry holds of the page's choices."""
+        if chosen or self.user(name) is not None:
+            with self.registry() as users:
+                users.mirror(name, PAGE, [(each.made_s, each.pair) for each in chosen])
 
     def strength(self, user: str) -> float:
         with self.store.read() as db:
@@ -76,10 +92,21 @@ class Versions:
         with self.store.write() as db:
             db.execute("INSERT OR REPLACE INTO strengths VALUES (?, ?)", (user, strength))
 
+    def decision(self, user: str) -> str:
+        """Why the version in use is in use; empty where nothing was compared, or the user chose it."""
+        with self.store.read() as db:
+            row = db.execute("SELECT reason FROM decisions WHERE user = ?", (user,)).fetchone()
+        return "" if row is None else str(row["reason"])
+
+    def decide(self, user: str, reason: str) -> None:
+        with self.store.write() as db:
+            db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?)", (user, reason))
+
     def forget(self, name: str) -> int:
         """Overwrite and remove all of a user's versions, and the strength; how many versions there were."""
         with self.store.write() as db:
             db.execute("DELETE FROM strengths WHERE user = ?", (name,))
+            db.execute("DELETE FROM decisions WHERE user = ?", (name,))
         self.store.scrub()
         known = self.user(name)
         if known is None:

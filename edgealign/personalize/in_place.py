@@ -6,6 +6,10 @@ What the assistant and the terminal do after each choice; `edgealign personalize
 published only if the choices, each predicted from the others, are predicted at least as well as by the population.
 What is published holds numbers and digests: no text, no path.
 
+Where a LoRA is in use, numbers take its place only if they are better on `LEAST` or more choices that it never saw:
+
+    foreseen(rows, newer) > share_that_the_lora_ranks_right
+
 Shape legend: k choices, B rank.
 """
 
@@ -16,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgealign.artifact import Input, hash_json
 from edgealign.data.forms import Pair, to_json
 from edgealign.errors import CheckFailed
@@ -25,10 +31,12 @@ from edgealign.personalize.recipes import EmbeddingRecipe
 from edgealign.personalize.users import Users, UserVersion, scratch
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
+
+
+LEAST = 4  # held-out choices: with fewer one lucky guess decides
 
 
 @dataclass(frozen=True)
@@ -64,3 +72,21 @@ def learn(users: Users, name: str, basis: OpenBasis, pairs: Sequence[Pair], rows
             return Learned(len(rows), words, reason="nothing new in it")
         version = users.add_version(name, made.path)
     return Learned(len(rows), words, version, seconds=time.perf_counter() - started_s)
+
+
+def foreseen(rows: Floats, places: Sequence[int]) -> float:
+    """Share of the choices at `places` of (k, B + 1) that a fit on all others ranks as chosen; a tie counts half."""
+    import torch
+
+    from edgealign.personalize.lore import fit_users
+
+    others = torch.ones(len(places), len(rows), dtype=torch.float64)
+    others[range(len(places)), list(places)] = 0
+    weights = fit_users(torch.from_numpy(rows).expand(len(places), -1, -1), others).weights  # (n, B)
+    asked = rows[list(places)]
+    return ranked_right(asked[:, 0] + (asked[:, 1:] * weights).sum(1))
+
+
+def ranked_right(margins: Floats) -> float:
+    """Share of (k,) margins, of chosen minus rejected, above 0; a tie counts half."""
+    return float(((margins > 0) + 0.5 * (margins == 0)).mean())

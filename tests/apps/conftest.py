@@ -63,7 +63,7 @@ def serving(engine: Engine, home: Path, *, basis: Path | None = None) -> Iterato
     """The app over this engine until the block ends; the engine is closed then."""
     with server_module._bound(0) as listening, closing(Store(home)) as store, closing(engine):
         port = listening.getsockname()[1]
-        own = tastes.open_tastes(engine, store, home / server_module.USERS, basis=str(basis)) if basis else None
+        own = tastes.open_tastes(engine, store, home / "users", basis=str(basis)) if basis else None
         app = server_module.create_app(engine, store, port=port, token=TOKEN, tastes=own)
         running = uvicorn.Server(uvicorn.Config(
             app, log_level="error", access_log=False, server_header=False, proxy_headers=False, ws="none",

@@ -129,6 +129,7 @@ def test_a_store_of_the_first_version_is_taken_along(store: Store) -> None:
     with store.write() as db:
         db.execute("DROP TABLE features")
         db.execute("DROP TABLE strengths")
+        db.execute("DROP TABLE decisions")
         db.execute("PRAGMA user_version=1")
     store.close()
     store.__init__(store.file.parent)  # type: ignore[misc]
