@@ -12,7 +12,8 @@
     POST   /api/messages/{id}/comparisons        two answers to a question, to be chosen from
     POST   /api/comparisons                      {left, right}: two answers that are there already
     PUT    /api/comparisons/{id}/choice          {choice: left | right | tie}; `learned`: what it taught (taste_api.py)
-    PUT    /api/messages/{id}/feedback           {rating: 1 | -1, reasons, comment}; DELETE takes it back
+    PUT    /api/messages/{id}/feedback           {rating: 1 | -1, reasons, comment}; DELETE takes it back.
+                                                 One up and one down under a question are a choice
     POST   /api/messages/{id}/edit               {content}: the answer as it should have been, preferred to the old one
     GET    /api/choices?user&form=pair|thumb     JSON lines for `edgealign personalize --choices`
     GET    /api/export?conversation              POST /api/import: the same document; what is there already is skipped
@@ -20,14 +21,17 @@
 
 Answers come as events, `data: {...}` lines: {"type": "start", "message": ID}, {"type": "token", "text"}, then
 {"type": "answer", "message": {...}, "dropped": turns that no longer fitted}. Comparisons: "token" events have a "side",
-and the end is {"type": "comparison", "comparison", "left", "right"}. After the start an error is an event
-{"error": {...}}. Closing the connection stops the model; what it had said of an answer is stored under ID.
+{"type": "again", "side"} takes a side's text back, and the end is {"type": "comparison", "comparison", "left",
+"right"}, or, where the model has no two different answers, that of one. After the start an error is an event
+{"error": {...}}. Closing the connection stops the model; what it had said of an answer is stored under ID, of two
+answers the first if it was finished.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -61,7 +65,7 @@ from assistant.forms import (
 from assistant.metrics import Metrics
 from assistant.store import Store
 from assistant.streams import EventStream, first_of
-from assistant.taste_forms import Chosen, EditedRecord
+from assistant.taste_forms import Chosen, EditedRecord, Rated
 from assistant.tastes import Tastes
 from assistant.training import Trainer
 from edgealign import __version__
@@ -80,6 +84,17 @@ def routes(
         """What a choice under this message taught of whose conversation it is."""
         talk, _ = await asyncio.to_thread(conversations.path_to, store, message)
         return await tastes.learn_soon(talk["user"])
+
+    async def learned_of_thumbs(rated: Json) -> Json | None:
+        """What a thumb taught: it is a choice where another answer to the question has the other thumb, or had."""
+        others = await asyncio.to_thread(preferences.thumbs_beside, store, rated["id"])
+        return await learned(rated["id"]) if others else None
+
+    async def others_choices(users: Iterable[str]) -> None:
+        """These users' choices are not what they were: the registry has them so at once, and they are learned again."""
+        for user in users:
+            await asyncio.to_thread(tastes.mirror, user)
+            tastes.learn_later(user)
 
     @router.get("/state", response_model=State)
     def get_state() -> Json:
@@ -117,12 +132,18 @@ def routes(
         return conversations.read(store, conversation)
 
     @router.patch("/conversations/{conversation}", response_model=Archived)
-    def change_conversation(conversation: Id, form: ConversationChange) -> Json:
-        return conversations.update(store, conversation, form.model_dump(exclude_none=True))
+    async def change_conversation(conversation: Id, form: ConversationChange) -> Json:
+        found = Archived(**await asyncio.to_thread(conversations.read, store, conversation))
+        changed = await asyncio.to_thread(conversations.update, store, conversation, form.model_dump(exclude_none=True))
+        if (found.user, found.system) != (changed["user"], changed["system"]) and _holds_choices(found):
+            await others_choices({found.user, changed["user"]})
+        return changed
 
     @router.delete("/conversations/{conversation}", status_code=204)
-    def delete_conversation(conversation: Id) -> None:
-        conversations.delete(store, conversation)
+    async def delete_conversation(conversation: Id) -> None:
+        found = Archived(**await asyncio.to_thread(conversations.read, store, conversation))
+        await asyncio.to_thread(conversations.delete, store, conversation)
+        await others_choices({found.user} if _holds_choices(found) else ())
 
     @router.post("/conversations/{conversation}/messages", response_model=MessageRecord, status_code=201)
     def add_message(conversation: Id, form: NewMessage) -> Json:
@@ -151,17 +172,18 @@ def routes(
         metrics.feedback.labels("choice").inc()
         return {**chosen, "learned": await learned(chosen["prompt"])}
 
-    @router.put("/messages/{message}/feedback", response_model=MessageRecord)
-    def put_feedback(message: Id, form: Feedback) -> Json:
-        rated = preferences.set_feedback(
-            store, message, rating=form.rating, reasons=form.reasons, comment=form.comment
+    @router.put("/messages/{message}/feedback", response_model=Rated)
+    async def put_feedback(message: Id, form: Feedback) -> Json:
+        rated = await asyncio.to_thread(
+            preferences.set_feedback, store, message, rating=form.rating, reasons=form.reasons, comment=form.comment
         )
         metrics.feedback.labels("thumb").inc()
-        return rated
+        return {**rated, "learned": await learned_of_thumbs(rated)}
 
-    @router.delete("/messages/{message}/feedback", response_model=MessageRecord)
-    def delete_feedback(message: Id) -> Json:
-        return preferences.clear_feedback(store, message)
+    @router.delete("/messages/{message}/feedback", response_model=Rated)
+    async def delete_feedback(message: Id) -> Json:
+        cleared = await asyncio.to_thread(preferences.clear_feedback, store, message)
+        return {**cleared, "learned": await learned_of_thumbs(cleared)}
 
     @router.post("/messages/{message}/edit", response_model=EditedRecord, status_code=201)
     async def edit(message: Id, form: Edit) -> Json:
@@ -180,8 +202,10 @@ def routes(
         return transfer.export(store, conversation)
 
     @router.post("/import", response_model=Counts)
-    def import_all(form: Archive) -> dict[str, int]:
-        return transfer.import_all(store, form)
+    async def import_all(form: Archive) -> dict[str, int]:
+        counts = await asyncio.to_thread(transfer.import_all, store, form)
+        await others_choices({each.user for each in form.conversations if _holds_choices(each)})
+        return counts
 
     @router.delete("/users/{user:path}", response_model=Forgotten)
     async def forget(user: User) -> dict[str, int]:
@@ -191,3 +215,7 @@ def routes(
             return {"conversations": conversations, "versions": await asyncio.to_thread(tastes.forget, user)}
 
     return router
+
+
+def _holds_choices(conversation: Archived) -> bool:
+    return bool(conversation.comparisons) or any(message.feedback for message in conversation.messages)

@@ -89,6 +89,12 @@ class Taste:
             reason = f"version {self.version.number}, a {self.version.method}, stays in use: edgealign personalize"
             return Learned(self._user().choices, self.version.words, reason=reason)
         pairs = drop_repetitions(self.users.choices(self.name))[0][-MAX_CHOICES:]
+        if self.version is not None and self.version.choices > len(pairs):
+            reason = (
+                f"version {self.version.number} is of {self.version.choices} choices and stays: only {len(pairs)} "
+                "are in the registry; edgealign app brings those of its page"
+            )
+            return Learned(len(pairs), self.version.words, reason=reason)
         rows = np.stack([self._row(pair) for pair in pairs])
         learned = learn(self.users, self.name, self.basis, pairs, rows)
         self._load()

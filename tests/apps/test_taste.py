@@ -15,13 +15,14 @@ import pytest
 from assistant.tastes import open_tastes
 
 from edgealign.artifact import read_manifest
+from edgealign.data.forms import Message, Pair
 from edgealign.errors import InputError
 from edgealign.models.builtin import built_in
 from edgealign.personalize.recipes import MAX_TASTE
 from edgealign.personalize.users import Users
 
 from .browser.conftest import archive
-from .conftest import EngineMaker, Served, serving
+from .conftest import EngineMaker, Served, serving, until
 from .test_page_api import answer, begin, events_of
 
 Json = dict[str, Any]
@@ -48,7 +49,7 @@ def choose(served: Served, user: str, question: str, chosen: str, rejected: str,
     pair = served.http.post("/api/comparisons", json={"left": left["id"], "right": right["id"]}).json()
     made = served.http.put(f"/api/comparisons/{pair['id']}/choice", json={"choice": by})
     made.raise_for_status()
-    return dict(made.json()["learned"])
+    return dict(made.json()["learned"] or {})
 
 
 def teach(served: Served, user: str, count: int = 4) -> list[Json]:
@@ -244,6 +245,20 @@ def test_forgetting_leaves_no_byte_of_a_user(quick: Served, tmp_path: Path) -> N
     assert [each.number for each in _versions(tmp_path, "me")] == [1]
 
 
+def test_forgetting_takes_the_name_and_the_instructions_out_of_the_settings(quick: Served, tmp_path: Path) -> None:
+    name, system = f"{CANARY}-name", f"Speak like {CANARY}"
+    home = {"user": name, "system": system, "theme": "dark"}
+    quick.http.put("/api/settings", json=home).raise_for_status()
+    teach(quick, name, 1)
+    quick.http.delete("/api/users/somebody-else").raise_for_status()
+    assert quick.http.get("/api/settings").json()["system"] == system  # theirs stays
+    quick.http.delete(f"/api/users/{name}").raise_for_status()
+    for file in (tmp_path / "home").rglob("*"):
+        assert CANARY.encode() not in (file.read_bytes() if file.is_file() else b""), file
+    found = quick.http.get("/api/settings").json()
+    assert (found["user"], found["system"], found["theme"]) == ("me", "", "dark")
+
+
 def _versions(folder: Path, name: str) -> Any:
     with Users(folder / "home" / "users") as users:
         return users.user(name).versions
@@ -307,3 +322,77 @@ def test_the_command_refuses_it_in_one_line(tiny_model: Path, tmp_path: Path) ->
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert starter_digest()[:12] in done.stderr
+
+
+def rate(served: Served, message: str, rating: int | None) -> Json:
+    path = f"/api/messages/{message}/feedback"
+    found = served.http.put(path, json={"rating": rating}) if rating else served.http.delete(path)
+    assert found.is_success, found.text
+    return dict(found.json())
+
+
+def two_answers(served: Served, user: str, question: str, one: str, other: str) -> tuple[str, str]:
+    """A question with two answers that nobody has compared; their ids."""
+    document = archive([question, one], user=user)
+    (talk,) = document["conversations"]
+    _, said = talk["messages"]
+    second = {**said, "id": uuid.uuid4().hex, "content": other}
+    talk["messages"].append(second)
+    served.http.post("/api/import", json=document).raise_for_status()
+    return said["id"], second["id"]
+
+
+def preferred(served: Served, user: str) -> list[str]:
+    lines = served.http.get("/api/choices", params={"user": user}).text.splitlines()
+    return [json.loads(line)["chosen"] for line in lines]
+
+
+def test_a_thumb_up_and_a_thumb_down_under_one_question_are_a_choice(quick: Served) -> None:
+    short, long = two_answers(quick, "tim", QUESTIONS[0], SHORT[0], LONG[0])
+    assert rate(quick, short, 1)["learned"] is None
+    learned = rate(quick, long, -1)["learned"]
+    assert (learned["choices"], learned["version"]) == (1, 1)
+    assert preferred(quick, "tim") == [SHORT[0]]
+    assert taste(quick, "tim")["active"] == 1
+    rate(quick, short, -1)  # the newest verdict counts: both are down now
+    assert preferred(quick, "tim") == []
+    assert taste(quick, "tim")["active"] == 0
+    rate(quick, long, 1)
+    assert preferred(quick, "tim") == [LONG[0]]
+    assert rate(quick, long, None)["learned"]["choices"] == 0
+    assert preferred(quick, "tim") == []
+    other = two_answers(quick, "tim", QUESTIONS[0], SHORT[1], LONG[1])  # the same words in another conversation
+    rate(quick, other[0], 1)
+    rate(quick, short, -1)
+    assert preferred(quick, "tim") == []
+
+
+def test_what_is_imported_or_deleted_is_learned_again(quick: Served) -> None:
+    for row in zip(QUESTIONS, SHORT, LONG, strict=True):
+        choose(quick, "imp", *row)
+    document = quick.http.get("/api/export").json()
+    mine = [each["id"] for each in document["conversations"] if each["user"] == "imp"]
+    for talk in mine[:2]:
+        quick.http.delete(f"/api/conversations/{talk}").raise_for_status()
+    until(lambda: taste(quick, "imp")["versions"][-1]["choices"] == 2)
+    quick.http.post("/api/import", json=document).raise_for_status()
+    until(lambda: taste(quick, "imp")["versions"][-1]["choices"] == 4)
+    for talk in mine:
+        quick.http.delete(f"/api/conversations/{talk}").raise_for_status()
+    until(lambda: taste(quick, "imp")["active"] == 0)
+
+
+def test_the_page_and_the_terminal_learn_from_the_choices_of_both(quick: Served, tmp_path: Path) -> None:
+    teach(quick, "ida", 3)
+    with Users(tmp_path / "home" / "users") as users:
+        assert [pair.chosen for pair in users.choices("ida")] == list(SHORT[:3])
+        users.add_choice("ida", Pair((Message("user", QUESTIONS[3]),), SHORT[3], LONG[3]))
+    assert taste(quick, "ida")["choices"] == 4
+    learned = choose(quick, "ida", f"And {QUESTIONS[0]}", SHORT[0], LONG[0])
+    assert (learned["choices"], learned["version"]) == (5, 4)
+    talk = quick.http.get("/api/conversations", params={"user": "ida", "query": QUESTIONS[1]}).json()[0]["id"]
+    quick.http.delete(f"/api/conversations/{talk}").raise_for_status()
+    with Users(tmp_path / "home" / "users") as users:  # as soon as it is acknowledged, and the terminal's stays
+        assert sorted(pair.chosen for pair in users.choices("ida")) == sorted([SHORT[0], SHORT[0], SHORT[2], SHORT[3]])
+    for file in (tmp_path / "home").rglob("*"):
+        assert QUESTIONS[1].encode() not in (file.read_bytes() if file.is_file() else b""), file

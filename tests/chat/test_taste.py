@@ -12,6 +12,7 @@ from edgealign.chat.conversation import Conversation, open_conversation
 from edgealign.chat.recipes import ChatRecipe
 from edgealign.chat.speakers import PERSONAL, Speakers
 from edgealign.chat.taste import Taste, open_taste
+from edgealign.data.forms import Message, Pair
 from edgealign.errors import InputError, UsageError
 from edgealign.personalize.basis import basis_of_model
 from edgealign.personalize.users import PLACE, Users
@@ -122,6 +123,26 @@ def test_commands_need_somebody_and_something(
         with pytest.raises(UsageError, match="no question to answer twice"):
             PERSONAL["/compare"](speakers, "")
     starter.hooks = tuple
+
+
+def test_one_choice_does_not_replace_a_version_of_many(users: Users, ana: Taste) -> None:
+    """The page's choices may not be in the registry yet."""
+    for number, question in enumerate(QUESTIONS):
+        users.mirror("ana", "page", [(float(place), pair(each)) for place, each in enumerate(QUESTIONS[: number + 1])])
+        learned = ana.choose(question, SHORT, LONG)
+    assert learned.version is not None
+    assert learned.version.choices == learned.choices == len(QUESTIONS)
+    before = learned.version
+    for source in ("page", ""):
+        users.mirror("ana", source, [])
+    kept = ana.choose("And now?", SHORT, LONG)
+    assert kept.version is None
+    assert kept.reason.startswith(f"version {before.number} is of {before.choices} choices and stays: only 1 are in")
+    assert ana.version == before
+
+
+def pair(question: str) -> Pair:
+    return Pair((Message("user", question),), SHORT, LONG)
 
 
 def test_a_model_without_a_basis_says_how_to_make_one(tiny_model: Path) -> None:
