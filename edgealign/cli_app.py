@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ PORT = 8765
 def app(
     *,
     bundle: Annotated[
-        str | None, typer.Option("--bundle", help="an exported bundle, or a model directory; none: the starter")
+        str | None, typer.Option("--bundle", help="an exported bundle, or a model directory; none: the starter as GGUF")
     ] = None,
     adapter: AdapterOption = None,
     basis: Annotated[
@@ -43,7 +42,7 @@ def app(
     """The assistant on this machine: a page in the browser, and OpenAI's API, over a bundle or the starter."""
     recipe = recipes.load(AppRecipe, config, overrides)
     from edgealign import apps
-    from edgealign.models.builtin import NAMES
+    from edgealign.personalize.users import home_folder, users_folder
 
     server = apps.load("assistant.server")
 
@@ -52,11 +51,6 @@ def app(
         print(jsonlib.dumps(facts) if json else f"page {facts['page']}\napi  {facts['api']}", flush=True)
 
     server.serve(
-        source=bundle or NAMES[0], adapters=directories(adapter), home=home or _home(), port=port, token=token,
-        browser=not no_browser, recipe=recipe, ready=tell, basis=basis,
+        source=bundle, adapters=directories(adapter), home=home or home_folder(), port=port, token=token,
+        browser=not no_browser, recipe=recipe, ready=tell, basis=basis, users=users_folder(home),
     )  # fmt: skip
-
-
-def _home() -> Path:
-    chosen = os.environ.get("EDGEALIGN_HOME")
-    return Path(chosen) if chosen else Path.home() / ".local" / "share" / "edgealign"

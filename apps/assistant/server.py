@@ -8,6 +8,7 @@ there, is the page.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import signal
@@ -35,16 +36,19 @@ from assistant.answers import Answerer
 from assistant.engine import Engine, open_engine
 from assistant.metrics import Metrics
 from assistant.security import OPEN_PATHS, Guard, read_token
-from assistant.store import Store
+from assistant.starter import starter_in
+from assistant.store import LOCK, Store
 from assistant.tastes import Tastes, open_tastes
 from assistant.training import Trainer
 from edgealign import __version__
 from edgealign.chat.recipes import AppRecipe
 from edgealign.errors import UsageError
+from edgealign.models.builtin import NAMES
+from edgealign.personalize.users import users_folder
 
 HOST = "127.0.0.1"
 STATIC = Path(__file__).resolve().parent / "static"
-USERS = "users"  # in the home folder; what `edgealign users` reads by default
+ADDRESS = "address"  # in the home folder: the page of the app that serves it
 ENDING_S = 3  # for answers that are being written when the server is told to end
 
 
@@ -71,7 +75,7 @@ def create_app(
         started: called in a thread of its own when the app begins to serve.
     """
     recipe = recipe or AppRecipe()
-    tastes = tastes or open_tastes(engine, store, store.file.parent / USERS)
+    tastes = tastes or open_tastes(engine, store, users_folder(store.file.parent))
     trainer = Trainer(tastes)
     answerer = Answerer(engine, store, recipe, tastes)
 
@@ -109,28 +113,36 @@ def create_app(
 
 
 def serve(
-    *, source: str | Path, adapters: dict[str, Path], home: Path, port: int, token: str | None, browser: bool,
-    recipe: AppRecipe, ready: Callable[[Address], object], basis: str | None = None,
+    *, source: str | Path | None, adapters: dict[str, Path], home: Path, port: int, token: str | None, browser: bool,
+    recipe: AppRecipe, ready: Callable[[Address], object], basis: str | None = None, users: Path | None = None,
 ) -> None:  # fmt: skip
     """Open everything, serve until Ctrl-C or SIGTERM, close everything. `ready` is called when requests are answered.
+
+    Args:
+        source: a bundle or a model; None: the starter, in llama.cpp where that is installed and no adapter is given.
+        users: the registry of users; None: the one in `home`.
 
     Raises:
         UsageError: the port or the folder is taken, the model cannot be opened, the token is too short, the basis is
             another model's.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises its signals again: both end alike
+    if other := served_at(home):
+        raise UsageError(home, "is open in another edgealign app", f"use that one: {other}")
     with _bound(port) as listening, suppress(KeyboardInterrupt):
         port = int(listening.getsockname()[1])
         with closing(Store(home)) as store:
             token = read_token(home / "token", token)
+            address = Address(f"http://{HOST}:{port}", token)
+            _publish(address, home)
+            source = source or (NAMES[0] if adapters else starter_in(home))  # PEFT is torch's format
             opened = open_engine(
                 source, adapters=adapters, threads=recipe.threads or None, context=recipe.context, queue=recipe.queue
             )
             with closing(opened) as engine:
-                address = Address(f"http://{HOST}:{port}", token)
                 app = create_app(
                     engine, store, port=port, token=token, recipe=recipe,
-                    tastes=open_tastes(engine, store, home / USERS, basis=basis),
+                    tastes=open_tastes(engine, store, users or users_folder(home), basis=basis),
                     started=lambda guard: _greet(address, guard, browser, ready),
                 )  # fmt: skip
                 config = uvicorn.Config(
@@ -139,6 +151,26 @@ def serve(
                     lifespan="on",
                 )  # fmt: skip
                 uvicorn.Server(config).run(sockets=[listening])
+
+
+def served_at(home: Path) -> str:
+    """The page's address if an app serves this home just now, else empty."""
+    try:
+        with (home / LOCK).open() as held:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file = home / ADDRESS
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else "its address is being made"
+    except OSError:
+        return ""
+    return ""
+
+
+def _publish(address: Address, home: Path) -> None:
+    """Leave the address where a second app finds it; it opens the page, so only its owner may read it."""
+    file = home / ADDRESS
+    file.touch(mode=0o600)
+    file.write_text(address.page + "\n", encoding="utf-8")
 
 
 class _Counted:

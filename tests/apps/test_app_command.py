@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import signal
@@ -15,11 +16,14 @@ import httpx
 import pytest
 
 from edgealign import apps
+from edgealign.artifact import hash_json, read_manifest
 from edgealign.errors import ToolMissing
+from edgealign.models.builtin import built_in
 
 from .conftest import PATIENCE_S
 
 CANARY = "canary-4471"
+GGUF = all(importlib.util.find_spec(module) for module in ("llama_cpp", "gguf"))
 
 
 def command(*arguments: str) -> list[str]:
@@ -51,6 +55,10 @@ def test_it_serves_the_starter_until_it_is_told_to_end_and_logs_no_message(tmp_p
                 assert client.post("/chat/completions", json=form).status_code in (400, 404)
             assert client.get(f"/models/{CANARY}?q={CANARY}").status_code == 404
             api = facts["api"].removesuffix("/v1")
+            assert client.get(f"{api}/api/state").json()["runtime"] == ("llama.cpp" if GGUF else "torch")
+            second = subprocess.run(command("--home", str(home)), capture_output=True, text=True, check=False)
+            assert second.returncode == 2
+            assert second.stderr.strip().endswith(f"is open in another edgealign app; use that one: {facts['page']}")
             made = client.post(f"{api}/api/conversations", json={"title": CANARY})
             assert made.status_code == 201
         running.send_signal(ending)
@@ -58,8 +66,8 @@ def test_it_serves_the_starter_until_it_is_told_to_end_and_logs_no_message(tmp_p
         rest = running.stdout.read()
         running.stdout.close()
     assert CANARY not in rest
-    assert errors.read_text() == ""
-    holding = [file.name for file in home.iterdir() if CANARY.encode() in file.read_bytes()]
+    assert [line[:24] for line in errors.read_text().splitlines()] == (["exported the starter to "] if GGUF else [])
+    holding = [file.name for file in home.rglob("*") if file.is_file() and CANARY.encode() in file.read_bytes()]
     assert all(name.startswith("assistant.db") for name in holding)
     assert {file.stat().st_mode & 0o077 for file in home.iterdir()} == {0}
 
@@ -101,6 +109,27 @@ def test_a_kept_connection_does_not_wait_for_acknowledgements() -> None:
         return int(option)
 
     assert asyncio.run(accepted())
+
+
+def test_the_starter_is_exported_once_or_said_to_run_in_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from assistant.starter import starter_in
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert starter_in(tmp_path) == "starter"
+    assert "runs in torch: llama.cpp is not installed" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr("assistant.starter.QUANT", "q9_9")
+    assert starter_in(tmp_path) == "starter"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "its export to GGUF failed" in said[0]
+    assert not list(tmp_path.rglob("manifest.json"))
+    made = tmp_path / "bundles" / hash_json([read_manifest(built_in("starter")).digest, "q9_9"])[:16] / "starter"
+    made.mkdir()
+    assert starter_in(tmp_path) == made
+    assert capsys.readouterr().err == ""
 
 
 def test_a_taken_port_is_named_before_a_model_is_loaded(tmp_path: Path) -> None:
