@@ -54,13 +54,13 @@ def merge(files: Sequence[Path]) -> dict[str, Any]:
     """One result of several, whose runs were made alike: the first one's, with the others' runs behind its own.
 
     Raises:
-        InputError: a file is no result, or was made with other settings, another start or another judge.
+        InputError: a file is no result, or was made with other settings, another start, judge or machine.
     """
     results = []
     for file in files:
         try:
             result = json.loads(Path(file).read_text(encoding="utf-8"))
-            result["runs"], result["settings"], result["start"], result["judge"]
+            result["runs"], result["settings"], result["start"], result["judge"], result["machine"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(file, "is no result.json of this program", "give one that --out got") from error
         results.append(result)
@@ -70,6 +70,8 @@ def merge(files: Sequence[Path]) -> dict[str, Any]:
         for part in ("settings", "start", "judge"):
             if result[part] != whole[part]:
                 raise InputError(file, f"has another {part} than {files[0]}", "give results that were made alike")
+        if any(result["machine"].get(part) != whole["machine"].get(part) for part in ("cpu", "versions")):
+            raise InputError(file, f"is of another machine or versions than {files[0]}", "keep the two apart")
         twice = [_name(row) for row in result["runs"] if _name(row) in known]
         if twice:
             raise InputError(file, f"has the run {twice[0]}, which {files[0]} has too", "give each run once")

@@ -105,10 +105,11 @@ def test_results_made_alike_are_put_together_and_others_are_refused(
     results = {
         "old": result_of([run("dpo", 0, 30, 0.6)]), "new": result_of([run("simpo", 0, 20, 0.6)]),
         "other": result_of([run("hinge", 0, 20, 0.6)], pairs=2),
+        "there": {**result_of([run("nca", 0, 20, 0.6)]), "machine": {"cpu": "Other", "cores_usable": 2, "os": "OS"}},
     }  # fmt: skip
     for name, result in results.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
-    old, new, other = (str(tmp_path / f"{name}.json") for name in results)
+    old, new, other, there = (str(tmp_path / f"{name}.json") for name in results)
     out = ["--out", str(tmp_path / "out")]
     assert program.main(["--from", old, new, *out]) == 0
     made = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -117,6 +118,7 @@ def test_results_made_alike_are_put_together_and_others_are_refused(
     capsys.readouterr()
     for given, words in (
         (["--from", old, other], "has another settings than"), (["--from", old, old], "has the run dpo-0-0, which"),
+        (["--from", old, there], "is of another machine or versions than"),
         (["--from", old, str(tmp_path / "out" / "table.md")], "is no result.json"), ([], "--data: is missing"),
     ):  # fmt: skip
         assert program.main([*given, "--out", str(tmp_path / "no")]) == 2
