@@ -120,15 +120,16 @@ def draw_kl(file: Path, said: Mapping[str, Any]) -> None:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6.4, 4.2))
-    for colour, (label, row) in zip(COLOURS, said["runtimes"].items(), strict=False):
-        points = list(row["tilt"].items())
+    for number, (label, row) in enumerate(said["runtimes"].items()):
+        colour, points = COLOURS[number % len(COLOURS)], list(row["tilt"].items())
         gains = [found["gain"] for _, found in points]
         paid = [found["kl_nats"] for _, found in points]
         means = [gain["mean"] for gain in gains]
         reach = [[gain["mean"] - gain["low"] for gain in gains], [gain["high"] - gain["mean"] for gain in gains]]
-        axis.errorbar(paid, means, yerr=reach, color=colour, marker="o", markersize=4, capsize=2, label=label)
-        for (strength, _), x, y in zip(points, paid, means, strict=True):
-            axis.annotate(strength, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7, color=colour)
+        apart = [x + 0.012 * number for x in paid]  # two runtimes may say the same, token by token
+        axis.errorbar(apart, means, yerr=reach, color=colour, marker="o", markersize=4, capsize=2, label=label)
+    for (strength, _), x, y in list(zip(points, apart, means, strict=True))[1:]:
+        axis.annotate(f"strength {strength}", (x, y), textcoords="offset points", xytext=(8, -12), fontsize=7)
     axis.axhline(0, color="grey", linewidth=0.8)
     axis.set_xlabel("KL to the model's own answers, nats a token")
     axis.set_ylabel("reward of the tilted answer, sd over its own")
@@ -189,29 +190,30 @@ def draw_curves(file: Path, result: Mapping[str, Any]) -> None:
 
 
 def draw_said(file: Path, said: Mapping[str, Any]) -> None:
-    """Reward of the picks by number of choices: a line per head in torch, marks for the bundles."""
+    """Reward of the picks by number of choices: a panel per runtime, a line per head."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(6.4, 4.2))
-    marks = ("o", "^", "s", "D")
-    for mark, (label, row) in zip(marks, said["runtimes"].items(), strict=False):
-        for colour, name in zip(COLOURS, [name for name in row if name not in NO_HEADS], strict=False):
-            gains = row[name]["gain"]
-            axis.plot(
-                range(len(gains)), [gain["mean"] for gain in gains.values()], marker=mark, color=colour, markersize=4,
-                linestyle="-" if label == "torch" else ":", label=f"{name}, {label}",
-            )  # fmt: skip
-    any_row = next(iter(said["runtimes"].values()))
-    axis.axhline(next(value["oracle"] for name, value in any_row.items() if name not in NO_HEADS), color="black",
-                 linewidth=0.8, label="oracle")  # fmt: skip
-    axis.set_xticks(range(len(gains)), [str(k) for k in gains])
-    axis.set_xlabel("choices of a new user")
-    axis.set_ylabel(f"reward of the best of {said['n']}, sd over a blind pick")
-    axis.grid(alpha=0.25)
-    axis.legend(fontsize=7, frameon=False)
-    figure.tight_layout()
+    runtimes = said["runtimes"]
+    figure, axes = pyplot.subplots(1, len(runtimes), figsize=(3.4 * len(runtimes), 3.8), squeeze=False, sharey=True)
+    for axis, (label, row) in zip(axes[0], runtimes.items(), strict=True):
+        heads = {name: found for name, found in row.items() if name not in NO_HEADS}
+        for colour, (name, found) in zip(COLOURS, heads.items(), strict=False):
+            places = range(len(found["gain"]))
+            gains = list(found["gain"].values())
+            axis.plot(places, [gain["mean"] for gain in gains], marker="o", color=colour, markersize=3, label=name)
+            low, high = ([gain[end] for gain in gains] for end in ("low", "high"))
+            axis.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
+            axis.set_xticks(places, [str(k) for k in found["gain"]])
+        axis.axhline(next(iter(heads.values()))["oracle"], color="black", linewidth=0.8, label="oracle")
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("choices of a new user")
+        axis.grid(alpha=0.25)
+    axes[0][0].set_ylabel(f"reward of the best of {said['n']}, sd over a blind pick")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=8, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
