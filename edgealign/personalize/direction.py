@@ -83,7 +83,11 @@ def run(
         before = rank_pairs(network, trees, passes, label="ranking the held-out choices")
         gauge = Gauge.of(network, tok, [prompt for prompt, _, _ in fitted], base.path)
         hooks = steer(network, {layer: direction})
-        spent = keep_within(gauge, budget, user=name, halve=lambda: direction.mul_(0.5))  # in place: hooks see it
+
+        def halve() -> None:
+            direction.mul_(0.5)  # in place: the hooks see it
+
+        spent = keep_within(gauge, budget, user=name, halve=halve)
         after = rank_pairs(network, trees, passes, label="ranking the held-out choices again")
         for hook in hooks:
             hook.remove()

@@ -165,7 +165,8 @@ def save_states(states: Iterable[State], turn: int, tokens: int) -> bytes:
     """All states after so many tokens as safetensors, by the names of their inputs."""
     from safetensors.numpy import save
 
-    return save({state.past: np.ascontiguousarray(state.part(turn, tokens)) for state in states})
+    kept: bytes = save({state.past: np.ascontiguousarray(state.part(turn, tokens)) for state in states})
+    return kept
 
 
 def load_states(data: bytes, states: Sequence[State], turn: int, tokens: int) -> None:
