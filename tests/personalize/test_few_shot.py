@@ -1,7 +1,7 @@
 """Planted users on the starter's own answers: what the evaluation promises, and that it would catch us cheating.
 
-The tests' numbers (T1 ...) are those of the protocol that the evaluation follows; T8 is in test_lore.py, T11 a line of the
-report.
+The tests' numbers (T1 ...) are those of the protocol that the evaluation follows; T8 is in test_lore.py, T11 is a line
+of the report.
 """
 
 from __future__ import annotations
