@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from assistant.engine import Engine, open_engine
-from assistant.pieces import Job, Piece
+from assistant.pieces import Job, Personal, Piece
 
+from edgealign.personalize.tilt import Tilt, sentence_ends, whole
 from edgealign.runtimes.generate import generate
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.scripted import ScriptedSession
@@ -60,10 +63,12 @@ def cold_runs(served: Served, open_cold: Callable[[str | None], Any], users: Seq
     engine, found = served.engine, Cold()
     end = {engine._end, int(engine.tokenizer.eos_token_id)}
     for user in users:
-        session = open_cold(user)
+        session, own = open_cold(user), engine.personal.get(user or "", Personal())
         for prompt in PROMPTS:
             session.reset()
-            made = generate(session, engine.encode_text(prompt), sampling=GREEDY, stop=end)
+            tilt = replace(own.tilt, paid=[]) if own.tilt else None
+            hooks = [whole(tilt, sorted(end), sentence_ends(engine.tokenizer))] if tilt else []
+            made = generate(session, engine.encode_text(prompt), sampling=GREEDY, stop=end, hooks=hooks)
             found[user, prompt] = words(engine.tokenizer, made.tokens)
         session.close()
     return found
@@ -111,14 +116,19 @@ def test_interleaved_requests_in_llama_cpp_equal_cold_runs(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     bundle, adapters = read_bundle(tiny_bundle("f32")), gguf_adapters(people)
-    users = [None, *adapters]
+    engine = open_engine(bundle.path, adapters=adapters)
+    words_known, draw = len(engine.tokenizer), np.random.default_rng(0)
+    for number in range(people // 2):  # and people whose taste tilts the next token
+        tilt = Tilt(draw.normal(size=words_known).astype(np.float32), 2.0)
+        engine.personal[f"tilted{number}"] = Personal(tilt=tilt)
+    users = [None, *adapters, *engine.personal]
 
     def open_cold(user: str | None) -> Any:
         session = open_session(bundle.path)
-        session.set_user(adapters[user] if user else None)
+        session.set_user(adapters.get(user or ""))
         return session
 
-    with serving(open_engine(bundle.path, adapters=adapters), tmp_path) as served:
+    with serving(engine, tmp_path) as served:
         cold = cold_runs(served, open_cold, users)
         assert len(set(cold.values())) >= len(users)
         wrong = [one for one in interleave(served, count, users) if cold[one[:2]] != one[2]]
