@@ -143,9 +143,9 @@ def test_the_race_with_trl_says_whether_the_goal_was_reached(monkeypatch: pytest
     result = {
         "machine": {"cpu": "A CPU"}, "quiet": True,
         "settings": {"pairs": 32, "pair_tokens": 280, "batch": 8, "dtype": "float32", "threads": 2, "repetitions": 3},
-        "comparisons": [{"shape": "s", "kind": "full", "loss_gap": 1e-6, "variants": variants, "memory": 1.0,
-                         "reached": False}],
+        "comparisons": [{"shape": "s", "kind": "full", "loss_gap": 1e-6, "race_gap": 2e-3, "variants": variants,
+                         "memory": 1.0, "reached": False}],
     }  # fmt: skip
     text = program.render(result)
-    assert "| s | full | trl-tuned | 16.00 ± 0.10 | 2.00 | 2.50x | 1.00 | 1e-06 |" in text
+    assert "| s | full | trl-tuned | 16.00 ± 0.10 | 2.00 | 2.50x | 1.00 | 1e-06 | 0.002 |" in text
     assert "not reached" in text
