@@ -167,10 +167,10 @@ def operations(network: Any, trees: Sequence[Any], *, lora: bool) -> float:
     """
     config = network.config
     vocabulary = int(config.vocab_size) * int(config.hidden_size)
-    learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in network.parameters()) - learned
-    tokens, asked = sum(tree.n_tokens for tree in trees), sum(tree.n_learned for tree in trees)
-    layers = sum(kind == "full_attention" for kind in config.layer_types)
+    learned = int(sum(p.numel() for p in network.parameters() if p.requires_grad))
+    frozen = int(sum(p.numel() for p in network.parameters())) - learned
+    tokens, asked = int(sum(tree.n_tokens for tree in trees)), int(sum(tree.n_learned for tree in trees))
+    layers = int(sum(kind == "full_attention" for kind in config.layer_types))
     path = PROMPT_TOKENS + (PAIR_TOKENS - PROMPT_TOKENS) / 2
     attention = 6.0 * path * int(config.hidden_size) * layers * tokens
     if lora:
