@@ -26,8 +26,8 @@ export function start() {
 
 /** A new conversation. */
 export function begin() {
-  if (location.hash) location.hash = "";
-  else show(null);
+  if (location.hash) window.history.pushState(null, "", "#"); // at once: what is typed next belongs to the new one
+  show(null);
   find("#field").focus();
 }
 

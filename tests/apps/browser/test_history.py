@@ -239,6 +239,20 @@ def test_a_draft_survives_a_reload_and_a_look_elsewhere(talk: Talk, starter: Ser
     assert talk.field.input_value() == "Half a thought"
 
 
+def test_a_new_conversation_is_there_before_anything_can_be_typed(talk: Talk, starter: Served) -> None:
+    (key,) = bring(starter, ["One", "Yes"])
+    talk.open(f"#/c/{key}")
+    talk.answers.wait_for()
+    kept = talk.page.evaluate(
+        "() => { document.querySelector('#new').click();"
+        " const field = document.querySelector('#field'); field.value = 'Next';"
+        " field.dispatchEvent(new Event('input')); return Object.keys(sessionStorage); }"
+    )
+    assert [name.split(":")[2] for name in kept] == ["new"]
+    talk.page.go_back()
+    talk.answers.wait_for()
+
+
 def test_two_tabs_see_each_others_conversations(talk: Talk, tab: TalkMaker, starter: Served) -> None:
     other = tab(starter.url, beside=talk)
     talk.ask("Hello from the first.")
