@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -15,9 +16,10 @@ import pytest
 
 from edgealign import cli
 from edgealign.artifact import open_artifact
-from edgealign.chat.conversation import open_conversation
+from edgealign.chat.conversation import Conversation, open_conversation
 from edgealign.chat.recipes import ChatRecipe
 from edgealign.chat.speakers import PERSONAL, Speakers
+from edgealign.chat.stream import TextStream
 from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.data.forms import Message
 from edgealign.errors import ArtifactError, InputError, UsageError
@@ -34,13 +36,16 @@ from edgealign.personalize.shots import with_shots
 from edgealign.personalize.steering_recipe import LinearRecipe
 from edgealign.personalize.tilt import Tilt, sentence_ends, whole
 from edgealign.personalize.users import PLACE, Users
+from edgealign.runtimes.convert import as_runtime_reads
 from edgealign.runtimes.generate import generate
 from edgealign.runtimes.session import open_session
 from edgealign.runtimes.streams import open_streams
 
-ASKED = "what is number 7?"
+ASKED = ("what is number 7?", "red and blue", "the sun")
 WISH = "Answer with bullet points."
-TALK = ChatRecipe(temperature=0.0, min_p=0.0, repetition_penalty=1.2, max_tokens=12, threads=1, taste=MAX_TASTE)
+# A random model's likeliest token is often the end. What is drawn tells more, and rounding decides no draw.
+DRAW: dict[str, Any] = {"temperature": 0.4, "min_p": 0.0, "repetition_penalty": 1.0, "max_tokens": 8, "seed": 3}
+TALK = ChatRecipe(threads=1, taste=MAX_TASTE, **DRAW)
 METHODS = ("lora", "direction", "lore", "fspo", "linear")
 
 
@@ -62,7 +67,7 @@ def publish(
         elif method == "direction":
             direction.run(DirectionRecipe(threads=1, strength=8.0), **given)
         elif method == "fspo":
-            fspo.run(FspoRecipe(threads=1, shots=3), **given)
+            fspo.run(FspoRecipe(threads=1, shots=1), **given)
         elif method == "lore":
             shared = tmp_path / "basis"
             bases.run(BasisRecipe(rank=2, components=12, threads=1), model=model, choices=[str(people)], out=shared)
@@ -83,27 +88,49 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return 0
 
 
-def wanted(method: str, model: Path, made: Path) -> str:
-    """The answer that the method's own parts give, without a registry and a conversation."""
+def said(conversation: Conversation) -> list[str]:
+    """An answer to each question, in a conversation of its own."""
+    found = []
+    for asked in ASKED:
+        conversation.reset()
+        found.append(conversation.ask(asked, lambda _: None).text)
+    return found
+
+
+def wanted(method: str, model: Path, place: Path, made: Path) -> list[str]:
+    """The answers that the method's own parts give in this place, without a registry and a conversation."""
     tok: Any = load_tokenizer(model)
-    asked = (Message("user", ASKED),)
-    options: dict[str, Any] = {"sampling": TALK, "stop": {end_of_turn_id(tok)}}
+    end = end_of_turn_id(tok)
+    lead: tuple[Message, ...] = ()
+    hooks: list[Any] = []
+    session: Any = None
     if method == "linear":
-        mixed = MixedSession(open_streams(model, threads=1), find_lead(tok, WISH), Mixing(3.0))
-        with closing(mixed):
-            found = generate(mixed, encode_prompt(tok, (Message("system", WISH), *asked)), **options)
+        lead = (Message("system", WISH),)
+        session = MixedSession(open_streams(place, threads=1), find_lead(tok, WISH), Mixing(3.0))
     else:
-        with closing(open_session(model, threads=1)) as session:
-            if method in ("lora", "direction"):
-                session.set_user(made)
+        session = open_session(place, threads=1)
+    found = []
+    with closing(session):
+        if method in ("lora", "direction"):
+            session.set_user(as_runtime_reads(made, place, kept=made.parent / "converted"))
+        if method == "lore":
+            shared = open_basis(made.parent / "basis")
+            known = read_preference(made, shared)
+            tilt = Tilt.of(shared, known.weights, strength=MAX_TASTE * known.scale)
+            hooks = [whole(tilt, [end], sentence_ends(tok))]
+        for asked in ASKED:
+            messages: tuple[Message, ...] = (*lead, Message("user", asked))
             if method == "fspo":
-                asked = with_shots(asked, open_shots(made, model).shots)
-            if method == "lore":
-                shared = open_basis(made.parent / "basis")
-                tilt = Tilt.of(shared, read_preference(made, shared).weights, strength=MAX_TASTE)
-                options["hooks"] = [whole(tilt, [end_of_turn_id(tok)], sentence_ends(tok))]
-            found = generate(session, encode_prompt(tok, asked), **options)
-    return str(tok.decode(found.tokens, skip_special_tokens=True)).strip()
+                messages = with_shots(messages, open_shots(made, model).shots)
+            if hooks:
+                hooks = [whole(tilt, [end], sentence_ends(tok))]  # it counts from the prompt's end
+            session.reset()
+            drawn = generate(session, encode_prompt(tok, messages), sampling=TALK, stop={end}, hooks=hooks)
+            text = TextStream(tok)  # half a character at the end is not said
+            for token in drawn.tokens:
+                text.push(token)
+            found.append(text.text.rstrip())
+    return found
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -112,14 +139,15 @@ def test_a_published_user_is_added_spoken_with_rolled_back_and_forgotten(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     made = publish(method, tiny_model)
-    talk = ["chat", ASKED, "--model", tiny_model, "--temperature=0", "--min-p=0", "--repetition-penalty=1.2"]
-    talk += ["--max-tokens=12", "--threads=1", "--json", f"--taste={MAX_TASTE}"]
+    talk = ["chat", "--model", tiny_model, "--threads=1", "--json", f"--taste={MAX_TASTE}"]
+    talk += [f"--{name.replace('_', '-')}={value}" for name, value in DRAW.items()]
     basis = ["--basis", tmp_path / "basis"] if method == "lore" else []
 
-    def said(*options: object) -> str:
+    def said(*options: object) -> list[str]:
         capsys.readouterr()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(ASKED).encode())))
         assert run(monkeypatch, *talk, *options) == 0
-        return str(json.loads(capsys.readouterr().out)["answer"])
+        return [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
 
     plain = said()
     assert run(monkeypatch, "users", "add", "ana", made, "--model", tiny_model) == 0
@@ -129,7 +157,7 @@ def test_a_published_user_is_added_spoken_with_rolled_back_and_forgotten(
     for check in open_artifact(made).manifest.checks:
         assert check.name in shown
     own = said("--user", "ana", *basis)
-    assert own == wanted(method, tiny_model, made) != plain
+    assert own == wanted(method, tiny_model, tiny_model, made) != plain
     assert said("--user", "ana", *basis) == own  # from a kept state, where there is one
     assert said("--adapter", made, *basis) == own
     assert run(monkeypatch, "users", "rollback", "ana", 0) == 0
@@ -157,7 +185,7 @@ def test_a_published_user_is_added_spoken_with_rolled_back_and_forgotten(
 @pytest.mark.runtime
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("target", ["gguf", "onnx", "executorch"])
-def test_a_bundle_that_was_there_before_its_user_speaks_as_torch_does_or_says_why_not(
+def test_a_bundle_that_was_there_before_its_user_speaks_as_they_do_or_says_why_not(
     target: str, method: str, publish: Callable[..., Path], request: pytest.FixtureRequest, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -173,19 +201,19 @@ def test_a_bundle_that_was_there_before_its_user_speaks_as_torch_does_or_says_wh
         closing(open_conversation(replace(TALK, context=256), bundle=bundle)) as conversation,
         Speakers(conversation, basis) as speakers,
     ):
-        plain = conversation.ask(ASKED, lambda _: None).text
+        plain = said(conversation)
         if method == "direction" and target != "gguf":
             with pytest.raises(UsageError, match=r"has no place behind a layer.*--method lora"):
                 speakers.switch("ana")
-            conversation.reset()
-            assert conversation.ask(ASKED, lambda _: None).text == plain
+            assert said(conversation) == plain
             return
+        own = wanted(method, model, bundle, made)
+        assert own != plain
         for _ in range(2):
             speakers.switch("ana")
-            assert conversation.ask(ASKED, lambda _: None).text == wanted(method, model, made) != plain
+            assert said(conversation) == own
             speakers.switch("ben") if basis else conversation.plain()
-            conversation.reset()
-            assert conversation.ask(ASKED, lambda _: None).text == plain
+            assert said(conversation) == plain
         with Users() as users:
             converted = [file.suffix for file in users.private("ana").iterdir()]
             assert len(converted) == (method in ("lora", "fspo") and (method, target) != ("fspo", "executorch"))
@@ -256,15 +284,15 @@ def test_a_version_of_another_method_stays_in_use_and_choices_are_kept(
         known.switch("ana")
         taste = known.current()
         assert taste.why() == ["ana: by the fspo of version 1; 0 choices so far"]
-        assert len(taste.compare(ASKED)) == 2
-        learned = taste.choose(ASKED, "red.", "well, I would say red.")
+        assert len(taste.compare(ASKED[0])) == 2
+        learned = taste.choose(ASKED[0], "red.", "well, I would say red.")
         assert (learned.choices, learned.version) == (1, None)
         assert "version 1, a fspo, stays in use" in learned.reason
         assert "Preferred" not in taste.users.choices("ana")[0].prompt[0].content
         PERSONAL["/undo"](known, "")
         assert "as for everybody" in capsys.readouterr().err
         with pytest.raises(InputError, match="no basis for users yet"):
-            taste.compare(ASKED)
+            taste.compare(ASKED[0])
 
 
 def _peft(folder: Path) -> Path:
