@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from edgealign.artifact import hash_json, read_manifest
@@ -32,7 +31,7 @@ def starter_in(home: Path) -> str | Path:
         return bundle
     bundle.parent.parent.mkdir(mode=0o700, exist_ok=True)
     bundle.parent.mkdir(exist_ok=True)
-    begun_s = time.monotonic()
+    say(f"exporting the {name} to GGUF ({QUANT}), once; it takes some 20 s")
     command = [sys.executable, "-m", "edgealign", "export", "--model", name, "--target", "gguf", "--quant", QUANT]
     done = subprocess.run(
         [*command, "--out", str(bundle)], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
@@ -42,5 +41,4 @@ def starter_in(home: Path) -> str | Path:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         say(f"the {name} runs in torch: its export to GGUF failed ({last})")
         return name
-    say(f"exported the {name} to GGUF ({QUANT}), once, in {time.monotonic() - begun_s:.0f} s: {bundle}")
     return bundle
