@@ -9,7 +9,7 @@ from assistant import tastes
 
 from ..conftest import Served
 from ..test_taste import teach
-from .conftest import Talk, TalkMaker, on_both
+from .conftest import Talk, TalkMaker, bring, on_both
 from .test_choices import ask_twice
 
 pytestmark = pytest.mark.browser
@@ -70,6 +70,21 @@ def test_a_choice_says_what_it_taught(taught: Served, tab: TalkMaker) -> None:
     assert talk.find("#toast").inner_text().startswith(("So far: ", "Noted: "))
 
 
+def test_opposite_thumbs_on_two_answers_say_what_they_taught(taught: Served, tab: TalkMaker) -> None:
+    (key,) = bring(taught, ["Give me an idea.", "No."])
+    talk = tab(taught.url)
+    talk.open(f"#/c/{key}")
+    talk.act(talk.find(".answer"), "down")
+    talk.find("[data-act=down][aria-pressed=true]").wait_for()
+    assert talk.find("#toast.shown").count() == 0  # one thumb is no choice
+    talk.act(talk.find(".answer"), "again")
+    talk.find(".versions .count").filter(has_text="2 of 2").wait_for()
+    talk.act(talk.find(".answer"), "up")
+    talk.find("#toast.shown").wait_for()
+    assert talk.find("#toast").inner_text().startswith(("So far: ", "Noted: "))
+    panel(talk).find("#counts strong").first.filter(has_text="4").wait_for()
+
+
 def test_a_choice_that_takes_longer_is_said_when_it_is_learned(
     taught: Served, tab: TalkMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,11 +107,10 @@ def test_the_end_of_a_training_is_heard_with_the_panel_closed_and_after_polls_th
     talk.button("Train").click()
     talk.find("#training-progress").wait_for()
     talk.page.keyboard.press("Escape")
-    failed: list[str] = []
-    talk.page.route("**/api/taste?*", lambda route: (failed.append(route.request.url), route.abort()))
+    talk.page.route("**/api/taste?*", lambda route: route.abort())
     talk.find("#banner").wait_for(state="visible")
-    while len(failed) < 2:
-        talk.page.wait_for_timeout(100)
+    with talk.page.expect_request("**/api/taste?*"):
+        pass  # the first one failed, and here is another
     talk.page.unroute("**/api/taste?*")
     taught.http.delete("/api/taste/training", params={"user": "me"}).raise_for_status()
     talk.toasted("Stopped; everything is as it was.")
