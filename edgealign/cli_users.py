@@ -330,5 +330,5 @@ def _check_text(check: dict[str, Any]) -> str:
 
 
 def _counted(row: dict[str, Any]) -> int:
-    """Choices in the registry, or those that a version was fitted on: the assistant keeps its own with the talk."""
+    """Choices in the registry, or those that a version was fitted on, which may have come from a file."""
     return max(int(row["choices"]), *(int(each["choices"]) for each in row["versions"]), 0)

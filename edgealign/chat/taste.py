@@ -79,7 +79,7 @@ class Taste:
             return self.conversation.alternatives(asked, [(), ()])
         known = self._known or Preference(np.zeros(self.rank), np.eye(self.rank), self.basis.digest)
         strength = self.conversation.recipe.taste or TASTE
-        both = apart(self.basis, known.weights, known.covariance, strength=strength)
+        both = apart(self.basis, known.weights, known.covariance, strength=strength * known.scale)
         return self.conversation.alternatives(asked, [[whole_tilt(self.conversation, tilt)] for tilt in both])
 
     def choose(self, asked: str, chosen: str, rejected: str) -> Learned:
