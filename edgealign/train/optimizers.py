@@ -2,7 +2,8 @@
 
 Muon (Jordan 2024, torch.optim.Muon) orthogonalises the momentum of a weight matrix. Its step is scaled to the size
 of an AdamW step (`match_rms_adamw`, Moonlight, arXiv 2502.16982), so that one learning rate serves both halves.
-Embeddings, norms and convolution kernels stay with AdamW, as in the papers.
+Embeddings, norms and convolution kernels stay with AdamW, as in the papers. torch orthogonalises in bfloat16; where a
+machine only emulates that (any CPU without AVX512-BF16, AMX or Arm's bf16), 32 bits are used: `Muon32`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgealign.train.precision import native_bfloat16
+
 NO_DECAY_DIMENSIONS = 2  # norms and biases are not decayed
+RMS_OF_ADAMW = 0.2  # of an AdamW step; Moonlight's, as torch's match_rms_adamw
+
+
+class Muon32(torch.optim.Muon):
+    """`torch.optim.Muon` with `match_rms_adamw`, orthogonalising in 32 bits."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step; a closure is not supported."""
+        for group in self.param_groups:
+            lr, momentum = float(group["lr"]), group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad, memory_format=torch.preserve_format)
+                buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+                update = p.grad.lerp(buffer, momentum) if group["nesterov"] else buffer
+                update = orthogonalise(update.float(), group["ns_coefficients"], group["ns_steps"], group["eps"])
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-lr * RMS_OF_ADAMW * max(p.shape) ** 0.5)
+
+
+def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """(R, C) -> (R, C) with singular values near 1, by Newton and Schulz's iteration as torch has it."""
+    a, b, c = coefficients
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    wide = wide / wide.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide if x.shape[0] <= x.shape[1] else wide.T
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -23,7 +59,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self, matrices: Sequence[Tensor], others: Sequence[dict[str, Any]], *, lr: float, weight_decay: float,
         betas: tuple[float, float],
     ) -> None:
-        self.muon = torch.optim.Muon(
+        kind = torch.optim.Muon if native_bfloat16() else Muon32
+        self.muon = kind(
             [{"params": list(matrices)}], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
         self.adamw = torch.optim.AdamW(list(others), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from edgealign.errors import InputError
-from edgealign.train import pretrain
+from edgealign.train import optimizers, pretrain
 from edgealign.train.checkpoints import newest_complete
 from edgealign.train.history import HISTORY_FILE, read_history
 from edgealign.train.layout import document, pack
 from edgealign.train.logprobs import compiled, token_logprobs
-from edgealign.train.optimizers import MuonWithAdamW, build_optimizer
+from edgealign.train.optimizers import Muon32, MuonWithAdamW, build_optimizer
 from edgealign.train.precision import Precision
 from edgealign.train.recipes import PretrainRecipe
 from edgealign.train.rows import PretrainTask, Rows, load_rows
@@ -140,6 +140,38 @@ def test_muon_moves_matrices_by_their_momentums_directions_and_leaves_embeddings
     step = (weight.detach() - before).double() / (1e-2 * 0.2 * max(weight.shape) ** 0.5)
     singular = torch.linalg.svdvals(step)
     assert 0.5 < float(singular.min()) <= float(singular.max()) < 1.5  # orthogonal up to five iterations
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_muon_in_32_bits_takes_torchs_steps_and_goes_on_from_its_state(shape):
+    """Where bfloat16 is emulated, a step of the starter takes 14.6 s in it and 0.4 s in 32 bits."""
+    generator = torch.Generator().manual_seed(0)
+    start, *grads = (torch.randn(shape, generator=generator) for _ in range(6))
+    options = {"lr": 0.1, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    moved = {}
+    for kind in (torch.optim.Muon, Muon32):
+        p = torch.nn.Parameter(start.clone())
+        optimizer = kind([p], **options)
+        for grad in grads[:3]:
+            p.grad = grad.clone()
+            optimizer.step()
+        if kind is Muon32:  # torch does the other half, from our state
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer = torch.optim.Muon([p], **options)
+            optimizer.load_state_dict(state)
+        for grad in grads[3:]:
+            p.grad = grad.clone()
+            optimizer.step()
+        moved[kind] = p.detach() - start
+    gap = (moved[Muon32] - moved[torch.optim.Muon]).norm() / moved[torch.optim.Muon].norm()
+    assert gap < 0.02  # bfloat16's
+
+
+@pytest.mark.parametrize(("native", "kind"), [(True, torch.optim.Muon), (False, Muon32)])
+def test_muon_orthogonalises_in_what_the_machine_multiplies(native, kind, lfm2, monkeypatch):
+    monkeypatch.setattr(optimizers, "native_bfloat16", lambda: native)
+    found = build_optimizer(copy.deepcopy(lfm2), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.95))
+    assert type(found.muon) is kind
 
 
 def test_a_restored_muon_goes_on_as_if_nothing_had_happened(lfm2):
