@@ -30,9 +30,9 @@ WHY = {
 A direction is added to the residual stream behind a layer; llama.cpp has a place for that, and a GGUF bundle carries it
 beside LoRAs. An exported ONNX graph or ExecuTorch program has none: a user's LoRA is their only input.""",
     "prefix state": """\
-A state is kept as bytes where the session can read it: torch's cache, llama.cpp's, and the buffers that an ONNX graph is
-bound to. An ExecuTorch program keeps its own inside, and nothing reads it back: there the prefix is fed at the beginning
-of every conversation, the same answers, later.""",
+A state is kept as bytes where the session can read it: torch's cache, llama.cpp's, and the buffers that an ONNX graph
+is bound to. An ExecuTorch program keeps its own inside, and nothing reads it back: there the prefix is fed at the
+beginning of every conversation, the same answers, later.""",
 }
 
 
