@@ -86,7 +86,7 @@ def take(browser: Any, address: str, server: int, folder: Path) -> None:
     page.get_by_role("button", name="Train", exact=True).click()
     page.get_by_role("button", name="Stop training", exact=True).wait_for()
     stopped = "document.querySelector('#stop-training').hidden"
-    page.wait_for_function(f"() => document.querySelector('#training-progress').value > 0.3 || {stopped}")
+    page.wait_for_function(f"() => document.querySelector('#training-progress').value > 0 || {stopped}")
     if page.evaluate(stopped):
         raise RuntimeError(f"the training has ended: {page.locator('#training-note').inner_text()}")
     page.locator("#training").scroll_into_view_if_needed()
