@@ -1,12 +1,14 @@
 // What was learned of a user, in the panel "Your taste": words, how well choices are foreseen, strength, versions, LoRA.
 import { call } from "./api.js";
 import { find, make, toast } from "./dom.js";
-import { attempt, chosenModel, loadState, on, session, settings } from "./session.js";
+import { attempt, chosenModel, inTurn, loadState, on, session, settings } from "./session.js";
 import { tasteOf, watch } from "./watch.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const SHOWN = 8; // versions in the picture
 let known = null; // GET /api/taste
+let drawn = ""; // the versions on show: a look that finds nothing new leaves them, and the focus in them, alone
+let unanswered = 0; // changes that the server has not answered yet; until then nothing else is shown
 
 export function start() {
   const slider = find("#strength");
@@ -14,17 +16,21 @@ export function start() {
   slider.addEventListener("change", () => attempt(() => change("PUT", "/strength", { strength: Number(slider.value) })));
   find("#train").addEventListener("click", () => attempt(() => change("POST", "/training")));
   find("#stop-training").addEventListener("click", () => attempt(() => change("DELETE", "/training")));
-  on("taste", ({ detail }) => find("#taste").open && detail.user === settings().user && draw(detail));
+  on("taste", ({ detail }) => find("#taste").open && detail.user === settings().user && !unanswered && draw(detail));
 }
 
 export async function load() {
   draw(await call("GET", tasteOf(settings().user)));
 }
 
-async function change(method, rest, body) {
-  const taste = await call(method, tasteOf(settings().user, rest), body);
-  await loadState(); // which models there are
-  draw(taste);
+function change(method, rest, body) {
+  unanswered += 1;
+  const path = tasteOf(settings().user, rest);
+  return inTurn(async () => {
+    const taste = await call(method, path, body).finally(() => (unanswered -= 1));
+    await loadState(); // which models there are
+    if (!unanswered) draw(taste);
+  });
 }
 
 function draw(taste) {
@@ -38,7 +44,6 @@ function draw(taste) {
   find("#taste-fault").textContent = fault;
   find("#taste-fault").hidden = !fault;
   find("#foreseen").hidden = !versions.length;
-  find("#foreseen").replaceChildren(...(versions.length ? picture(taste) : []));
   const slider = find("#strength");
   slider.max = taste.max_strength;
   slider.value = taste.strength;
@@ -48,7 +53,10 @@ function draw(taste) {
     : "How far your answers follow your taste. 0 is off; at the far end answers begin to lose the thread.";
   tell(taste.strength);
   find("#taste-history").hidden = !versions.length;
-  if (versions.length) find("#taste-versions").replaceChildren(...[...versions].reverse().map(version), everybody(active));
+  if (drawn !== (drawn = JSON.stringify([taste.user, active, versions]))) {
+    find("#foreseen").replaceChildren(...(versions.length ? picture(taste) : []));
+    find("#taste-versions").replaceChildren(...[...versions].reverse().map(version), everybody(active));
+  }
   training(taste);
 }
 

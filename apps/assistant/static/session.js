@@ -80,17 +80,17 @@ export async function loadState() {
 
 let changing = Promise.resolve();
 
-/** Until settings that were changed are in force: what is asked next shall see them. */
+/** Until what was changed is in force: what is asked next shall see it. */
 export const settled = () => changing.catch(() => {});
 
-export function changeSettings(values) {
-  changing = settled().then(async () => {
-    await call("PUT", "/api/settings", values);
-    await loadState();
-    others.postMessage({ id: "settings" });
-  });
-  return changing;
-}
+/** One change after another, in the order in which they were made: of two under way at once, either could count. */
+export const inTurn = (change) => (changing = settled().then(change));
+
+export const changeSettings = (values) => inTurn(async () => {
+  await call("PUT", "/api/settings", values);
+  await loadState();
+  others.postMessage({ id: "settings" });
+});
 
 let wanted = 0; // counts what was to be shown: only the last of several quick wishes is
 

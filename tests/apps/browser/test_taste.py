@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from assistant import tastes
@@ -60,6 +61,23 @@ def test_strength_and_versions_count_at_once_and_undo_is_one_press(taught: Serve
     talk.find("#adapter").filter(has_text="No version of your own is in use: starter answers").wait_for()
     assert talk.find("#strength-row").is_hidden()  # there is nothing that it could do
     assert taught.http.get("/api/taste").json()["active"] == 0
+
+
+def test_the_last_of_two_quick_changes_counts(taught: Served, tab: TalkMaker) -> None:
+    """The first is held up on its way: the second waits for it, where it could overtake it before."""
+    talk = panel(tab(taught.url))
+    held: list[Any] = []
+    talk.page.route("**/api/taste/strength*", lambda route: held.append(route) if not held else route.continue_())
+    slider = talk.page.get_by_label("Strength", exact=True)
+    for value in ("0", "1.5"):
+        slider.fill(value)
+    talk.page.wait_for_timeout(300)
+    assert (len(held), slider.input_value()) == (1, "1.5")
+    assert taught.http.get("/api/taste").json()["strength"] != 1.5  # not sent yet
+    with talk.page.expect_response(lambda found: "strength" in found.url and "1.5" in (found.request.post_data or "")):
+        held[0].continue_()
+    assert taught.http.get("/api/taste").json()["strength"] == 1.5
+    assert slider.input_value() == "1.5"
 
 
 def test_a_choice_says_what_it_taught(taught: Served, tab: TalkMaker) -> None:
