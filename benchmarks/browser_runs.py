@@ -10,7 +10,6 @@ failed or took longer than the goal.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import subprocess
@@ -22,9 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgealign.artifact import write_atomic
+from result_files import write_results
+
 from edgealign.bench.machine import busy, machine_card
-from edgealign.errors import EdgealignError, InputError, ToolMissing, UsageError, writing
+from edgealign.errors import EdgealignError, InputError, ToolMissing, UsageError
 from edgealign.progress import say
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,13 +122,11 @@ def main() -> int:
         result: dict[str, Any] = {
             "schema": 1, "machine": machine_card(), "browser": browser_version(), "more": args.more, "runs": []
         }  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder, writing(args.out):
-            args.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
             for number in range(args.runs):
                 result["runs"].append(run(args.more, Path(folder)))
                 say(f"run {number + 1} of {args.runs}: {result['runs'][-1]['seconds']:.0f} s")
-                write_atomic(args.out / "result.json", json.dumps(result, indent=2) + "\n")
-                write_atomic(args.out / "table.md", render(result) + "\n")
+                write_results(args.out, result, render(result))
     except EdgealignError as error:
         print(error.line(), file=sys.stderr)
         return error.exit_code

@@ -17,7 +17,6 @@ bound ln n - (n - 1) / n on an answer, over its tokens, and what tilt 1 paid whe
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,8 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 from carriers_report import draw, render
+from result_files import write_results
 
-from edgealign.artifact import open_model, write_atomic
+from edgealign.artifact import open_model
 from edgealign.bench.machine import machine_card
 from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.data.forms import Message, Pair, to_json
@@ -256,10 +256,8 @@ def main() -> None:
         "learned": words, "rows": rows,
     }  # fmt: skip
     stage.session.close()
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out / "result.json", json.dumps(result) + "\n")
-    write_atomic(args.out / "table.md", render(result))
-    draw(result, args.out / "carriers.png")
+    pictures = {"carriers.png": lambda file: draw(result, file)}
+    write_results(args.out, result, render(result), pictures=pictures, indent=None)
     print(render(result))
 
 

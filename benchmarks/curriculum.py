@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from result_files import write_results
 
 from edgealign import recipe as recipes
 from edgealign.artifact import Artifact, hash_json, open_artifact, open_model, write_atomic
@@ -267,11 +268,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "warnings": sorted({warning for run in runs for warning in run["warnings"]}),
     }
     result = {**summarise(runs, before, tokens, material.parts), "facts": facts, "machine": card}
-    with writing(args.out):
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.out / "result.json", json.dumps(result, indent=2) + "\n")
-        write_atomic(args.out / "table.md", render(result))
-        draw(result, runs, args.out / "curriculum.png")
+    pictures = {"curriculum.png": lambda file: draw(result, runs, file)}
+    write_results(args.out, result, render(result), pictures=pictures)
     return result
 
 

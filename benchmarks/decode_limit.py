@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from limit_report import draw, render
+from result_files import write_results
 from shapes import make
 
-from edgealign.artifact import write_atomic
 from edgealign.bench.machine import machine_card
 from edgealign.bench.recipes import BenchRecipe
 from edgealign.bench.run import measure
-from edgealign.errors import EdgealignError, writing
+from edgealign.errors import EdgealignError
 from edgealign.progress import say
 from edgealign.runtimes.session import read_bundle
 
@@ -141,11 +141,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "parts": [split(rounds, name, threads) for name in args.variants for threads in args.threads],
         "rounds": rounds,
     }  # fmt: skip
-    with writing(args.out):
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.out / "result.json", json.dumps(result, indent=2) + "\n")
-        write_atomic(args.out / "table.md", render(result) + "\n")
-        draw(result, args.out / "decode_limit.png")
+    write_results(args.out, result, render(result), pictures={"decode_limit.png": lambda file: draw(result, file)})
     return result
 
 

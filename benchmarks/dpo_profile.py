@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from fit_vs_trl import random_pairs
+from result_files import write_results
 
-from edgealign.artifact import write_atomic
 from edgealign.bench.machine import busy, machine_card, peak_bytes
-from edgealign.errors import writing
 
 PARTS = (
     "layout", "decoder forward", "vocabulary forward", "loss", "backward, decoder", "backward, vocabulary", "clipping",
@@ -237,10 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             kinds[kind] = json.loads(done.stdout.strip().splitlines()[-1])
     result = {"machine": card, "quiet": not busy(card), "settings": settings, "kinds": kinds}
     if args.out:
-        with writing(args.out):
-            args.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(args.out / "result.json", json.dumps(result, indent=1) + "\n")
-            write_atomic(args.out / "table.md", render(result) + "\n")
+        write_results(args.out, result, render(result))
     print(render(result))
     return 0
 

@@ -33,11 +33,10 @@ from pathlib import Path
 from typing import Any
 
 from fit_vs_trl import random_pairs
+from result_files import write_results
 
-from edgealign.artifact import write_atomic
 from edgealign.bench.machine import busy, machine_card, peak_bytes, usable_cores
 from edgealign.bench.timing import spread
-from edgealign.errors import writing
 from edgealign.progress import say, track
 
 VARIANTS = ("trl", "trl-tuned", "ours")
@@ -248,10 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "settings": {name: getattr(args, name) for name in names},
     }  # fmt: skip
     if args.out:
-        with writing(args.out):
-            args.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(args.out / "result.json", json.dumps(result, indent=1) + "\n")
-            write_atomic(args.out / "table.md", render(result) + "\n")
+        write_results(args.out, result, render(result))
     print(render(result))
     return 0 if all(math.isfinite(each["loss_gap"]) and each["loss_gap"] <= SAME for each in comparisons) else 1
 

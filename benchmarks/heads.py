@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from heads_report import draw, render
+from result_files import write_results
 
 from edgealign.artifact import hash_json, write_atomic
 from edgealign.bench.machine import busy, machine_card
@@ -53,11 +54,7 @@ def main() -> int:
     result = {"machine": card, "quiet": not busy(card), "settings": settings, "control_k": CONTROL_K, "rows": rows}
     text = render(result)
     if args.out:
-        with writing(args.out):
-            args.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(args.out / "result.json", json.dumps(result, indent=1) + "\n")
-            write_atomic(args.out / "table.md", text + "\n")
-            draw(result, args.out / "heads.png")
+        write_results(args.out, result, text, pictures={"heads.png": lambda file: draw(result, file)})
     print(text)
     return 0
 

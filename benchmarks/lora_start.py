@@ -12,7 +12,6 @@ where a fit does not help. Differences are paired, over people; intervals are 95
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,12 +19,13 @@ from typing import Any
 
 import numpy as np
 from fspo_report import interval
+from result_files import write_results
 
-from edgealign.artifact import open_model, write_atomic
+from edgealign.artifact import open_model
 from edgealign.bench.machine import machine_card
 from edgealign.data.forms import Pair
 from edgealign.data.read import read
-from edgealign.errors import EdgealignError, InputError, writing
+from edgealign.errors import EdgealignError, InputError
 from edgealign.models.lint import lora_targets
 from edgealign.models.load import load_model, load_tokenizer
 from edgealign.objectives.table import find
@@ -160,10 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = compare(args)
         text = render(result)
-        with writing(args.out):
-            args.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(args.out / "table.md", text)
-            write_atomic(args.out / "result.json", json.dumps(result, indent=1) + "\n")
+        write_results(args.out, result, text)
     except EdgealignError as error:
         print(error.line(), file=sys.stderr)
         return error.exit_code

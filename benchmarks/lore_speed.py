@@ -10,16 +10,14 @@ like: users one after another, as the released code fits them, and many at once.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from result_files import write_results
 
-from edgealign.artifact import write_atomic
 from edgealign.bench.machine import busy, machine_card
-from edgealign.errors import writing
 from edgealign.personalize.lore import fit_released, fit_users
 
 RANK, CHOICES = 16, 16
@@ -80,10 +78,7 @@ def main() -> int:
         f"(goal {GOAL_RATIO:g}).",
     ])  # fmt: skip
     if args.out:
-        with writing(args.out):
-            args.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(args.out / "result.json", json.dumps(result, indent=1) + "\n")
-            write_atomic(args.out / "table.md", text + "\n")
+        write_results(args.out, result, text)
     print(text)
     return 0
 

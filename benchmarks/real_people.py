@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from real_people_report import draw, render
+from result_files import write_results
 
-from edgealign.artifact import open_model, write_atomic
+from edgealign.artifact import open_model
 from edgealign.bench.machine import machine_card
 from edgealign.data.encode import encode_prompt
 from edgealign.data.forms import Message
-from edgealign.errors import EdgealignError, InputError, writing
+from edgealign.errors import EdgealignError, InputError
 from edgealign.models.load import load_tokenizer
 from edgealign.personalize.candidates import encode_answer
 from edgealign.personalize.features import Cache, Features, main_components
@@ -263,11 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     hush_libraries()
     try:
         result = run(args)
-        with writing(args.out):
-            args.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(args.out / "result.json", json.dumps(result) + "\n")
-            write_atomic(args.out / "table.md", render(result))
-            draw(result, args.out / "real_people.png")
+        pictures = {"real_people.png": lambda file: draw(result, file)}
+        write_results(args.out, result, render(result), pictures=pictures, indent=None)
     except EdgealignError as error:
         print(error.line(), file=sys.stderr)
         return error.exit_code

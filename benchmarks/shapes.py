@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from result_files import write_results
 from shapes_report import draw, ratios, render
 
 from edgealign.artifact import write_atomic
@@ -150,11 +151,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "exports": [entry for entry in exports if entry["shape"] in wanted and entry["target"] in args.targets],
         "sizes": sizes, "caveats": sorted(caveats), "cells": cells, "ratios": ratios(GROUPS, cells, sizes),
     }  # fmt: skip
-    with writing(args.out):
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.out / "result.json", json.dumps(result, indent=2) + "\n")
-        write_atomic(args.out / "table.md", render(result) + "\n")
-        draw(result, args.out / "shapes.png")
+    write_results(args.out, result, render(result), pictures={"shapes.png": lambda file: draw(result, file)})
     return result
 
 
