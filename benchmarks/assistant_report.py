@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
+BARS = ("the numbers", "everybody's model")
 BOOTSTRAP, TTFT_GOAL_MS, SWAP_GOAL_MS = 4000, 10.0, 100.0
 
 
@@ -39,13 +40,19 @@ def gains_by_choices(people: Sequence[Mapping[str, Any]]) -> dict[int, Floats]:
     return {int(k): np.array([_gain(each, k) for each in people]) for k in people[0]["worth"]}
 
 
+def lora_gains(people: Sequence[Mapping[str, Any]]) -> dict[int, Floats]:
+    """(U, P) of each number of choices: as `gains_by_choices`, of LoRAs; where none was published the base answers."""
+    gains = {k: np.array([np.subtract(each["loras"][k]["worth"], each["worth"]["0"]) for each in people])
+             for k in people[0]["loras"]}  # fmt: skip
+    nothing = np.zeros_like(next(iter(gains.values())))
+    return {0: nothing, **{int(k): found for k, found in gains.items()}}
+
+
 def render(result: Mapping[str, Any]) -> str:
     """Markdown."""
     lines = []
     if "choices" in result:
         lines += _choices(list(result["choices"].values()))
-    if "loras" in result:
-        lines += ["", *_loras(result["loras"]["people"])]
     if "latency" in result:
         lines += ["", *_latency(result["latency"])]
     return "\n".join(lines)
@@ -56,12 +63,14 @@ def _choices(people: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         f"{len(people)} simulated people, {prompts} unseen questions each, answers with the taste against "
         "answers without, same seeds; 95 % bootstrap over people and questions.", "",
-        "| choices | win rate | worth gained, sd |", "|---|---|---|",
+        "| choices | numbers: win rate | worth gained, sd | LoRA: win rate | worth gained, sd |", "|---" * 5 + "|",
     ]  # fmt: skip
+    loras = lora_gains(people)
     for k, gains in gains_by_choices(people).items():
-        lines.append(f"| {k} | {_percent(wins(gains))} | {_sd(gains)} |")
+        cells = [_percent(wins(gains)), _sd(gains), _percent(wins(loras[k])), _sd(loras[k])]
+        lines.append(f"| {k} | {' | '.join(cells)} |")
     control = np.array([_gain(each, "another's") for each in people])
-    lines.append(f"| another's 16 | {_percent(wins(control))} | {_sd(control)} |")
+    lines.append(f"| another's 16 | {_percent(wins(control))} | {_sd(control)} | | |")
     counts = [k for k in people[0]["worth"] if k != "0"]
     lines += [
         "", f"| person | hidden taste | learned after 16 | versions | {' | '.join(f'wins at {k}' for k in counts)} | "
@@ -74,24 +83,20 @@ def _choices(people: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{' | '.join(shares)} | {_gain(each, counts[-1]).mean():+.2f} | {each['empty']} of {prompts} |"
         )
     taken = [1000 * choice["seconds"] for each in people for choice in each["choices"]]
-    return [
-        *lines, "",
-        f"From a choice to what it taught, in the browser, {len(taken)} choices on a machine in use: median "
-        f"{np.median(taken):.0f} ms, p95 {percentile(taken, 0.95):.0f} ms.",
+    fitted = [made["seconds"] for each in people for made in each["loras"].values()]
+    lines += [
+        "", f"From a choice to what it taught, in the browser, {len(taken)} choices on a machine in use: median "
+        f"{np.median(taken):.0f} ms, p95 {percentile(taken, 0.95):.0f} ms. A LoRA, {len(fitted)} fits: median "
+        f"{np.median(fitted):.0f} s, {min(fitted):.0f} to {max(fitted):.0f}.", "",
+        "The LoRAs were asked whether the app would use them or not. What the app did with one of 16 choices:", "",
+        "| person | LoRA: wins at " + " | ".join(f"{k}" for k in counts) + " | sd at 16 | against the numbers | "
+        "against everybody's model |", "|---" * (len(counts) + 4) + "|",
     ]  # fmt: skip
-
-
-def _loras(people: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = ["| 16 choices of | hidden taste | numbers: win rate | sd | LoRA: win rate | sd |", "|---" * 6 + "|"]
-    for each in people:
-        cells = []
-        for way in ("numbers", "lora"):
-            gain = _lora_gain(each, way) if way in each["worth"] else None
-            cells += ["", ""] if gain is None else [f"{wins(gain).mean():.0%}", f"{gain.mean():+.2f}"]
-        lines.append(f"| {each['name']} | {each['likes']} | {' | '.join(cells)} |")
-    for each in people:
-        for bar, made in each["tries"].items():
-            lines += ["", f"LoRA of {each['name']} against {bar}, {made['seconds']:.0f} s: {made['message']}"]
+    for place, each in enumerate(people):
+        shares = ["none" if "none" in each["loras"][k] else f"{wins(loras[int(k)][place]).mean():.0%}" for k in counts]
+        told = [each["tries"][bar]["message"] if bar in each["tries"] else "" for bar in BARS]
+        mean = loras[int(counts[-1])][place].mean()
+        lines.append(f"| {each['name']} | {' | '.join(shares)} | {mean:+.2f} | {' | '.join(told)} |")
     return lines
 
 
@@ -121,12 +126,12 @@ def _latency(found: Mapping[str, Any]) -> list[str]:
 
 
 def draw(result: Mapping[str, Any], file: Path) -> None:
-    """Win rate and worth by number of choices: a thin line per person, their mean with its band, control, LoRAs."""
+    """Win rate and worth by number of choices: a line per person, means and bands of numbers and LoRAs, control."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    people, loras = list(result["choices"].values()), result.get("loras", {"people": []})["people"]
-    by_k = gains_by_choices(people)
+    people = list(result["choices"].values())
+    by_k, loras = gains_by_choices(people), lora_gains(people)
     control = np.array([_gain(each, "another's") for each in people])
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -138,11 +143,12 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
             values = [of(gains[place]).mean() for gains in by_k.values()]
             named = f"{each['name']}: {each['likes']}"
             axis.plot(list(by_k), values, color=f"C{place}", linewidth=1, alpha=0.7, label=named)
-            for lora in (lora for lora in loras if lora["name"] == each["name"] and "lora" in lora["worth"]):
-                axis.plot([17.2], [of(_lora_gain(lora, "lora")).mean()], "D", color=f"C{place}", markersize=6)
-        mean, low, high = np.array([interval(of(gains)) for gains in by_k.values()]).T
-        axis.plot(list(by_k), mean, "s-", color="black", linewidth=2.2, markersize=5, label="mean, 95 %")
-        axis.fill_between(list(by_k), low, high, color="black", alpha=0.1, linewidth=0)
+        for known, style, colour, label_of in (
+            (by_k, "s-", "black", "numbers, mean and 95 %"), (loras, "D--", "tab:purple", "LoRA, mean and 95 %")
+        ):  # fmt: skip
+            mean, low, high = np.array([interval(of(gains)) for gains in known.values()]).T
+            axis.plot(list(known), mean, style, color=colour, linewidth=2.2, markersize=5, label=label_of)
+            axis.fill_between(list(known), low, high, color=colour, alpha=0.1, linewidth=0)
         middle, low, high = interval(of(control))
         axis.errorbar(
             [16.6], [middle], [[middle - low], [high - middle]], fmt="x", color="grey", capsize=3,
@@ -154,11 +160,6 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
         axis.set_ylabel(label)
         axis.grid(alpha=0.25)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    if any("lora" in lora["worth"] for lora in loras):
-        from matplotlib.lines import Line2D
-
-        handles.append(Line2D([], [], marker="D", color="grey", linestyle="none"))
-        labels.append("LoRA of 16 choices")
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(file, dpi=110, metadata={"Software": None})
 
@@ -166,11 +167,6 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
 def _gain(person: Mapping[str, Any], what: str) -> Floats:
     values = person["another's"] if what == "another's" else person["worth"][what]
     gain: Floats = np.array(values) - np.array(person["worth"]["0"])
-    return gain
-
-
-def _lora_gain(person: Mapping[str, Any], way: str) -> Floats:
-    gain: Floats = np.array(person["worth"][way]) - np.array(person["worth"]["base"])
     return gain
 
 

@@ -7,14 +7,16 @@ The program of `edgealign app` runs over that preset's GGUF of the starter, and 
 person has a hidden taste: a signed direction in whitened attributes of texts (edgealign/personalize/text_users.py), of
 the population that the basis was learned from, but new people. They ask for two answers and press at once the one that
 is worth more to them, 16 times; these questions are neither in the basis nor in the test. After 4, 8 and 16 choices the
-server answers the test's questions as `base@person` and as the base, with the same seeds. `--parts latency` measures
-times alone and keeps the rest of an earlier result.
+server answers the test's questions as `base@person` and as the base, with the same seeds; a second one answers them
+with LoRAs of the same choices, fitted by the command that the app trains with, whether the app would use them or not
+(what it decided after 16 is kept too). `--parts latency` measures times alone and keeps the rest of an earlier result.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from assistant.training import fit_command, held_out_share
 from assistant_people import NAMES, Person, Served, browsing, choose, draw_people, open_page, read_questions, serving
 from assistant_report import draw, render
+from result_files import write_results
 
-from edgealign.artifact import publish, write_atomic
+from edgealign.artifact import open_artifact, publish, write_atomic
 from edgealign.bench.machine import busy, machine_card
 from edgealign.bench.timing import timed
 from edgealign.data.encode import encode_prompt
@@ -40,15 +44,15 @@ from edgealign.runtimes.gguf_adapter import write_lora_gguf
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import open_session
 
-PARTS = ("choices", "loras", "latency")
+PARTS = ("choices", "latency")
 AFTER, CHOICES = (4, 8, 16), 16
 WARM_UP, SWAPS = 8, 400
 
 
 def live(
     browser: Any, served: Served, person: Person, asked: Sequence[str], tested: Sequence[str]
-) -> tuple[dict[str, Any], dict[int, list[str]]]:
-    """One person's choices, and the test's answers after some of them."""
+) -> tuple[dict[str, Any], dict[int, list[str]], list[str]]:
+    """One person's choices, the test's answers after some of them, and the choices as JSON lines, earliest first."""
     questions, ties = iter(asked), 0
     made: list[dict[str, Any]] = []
     texts: dict[int, list[str]] = {}
@@ -64,7 +68,8 @@ def live(
         "name": person.name, "likes": person.words(), "taste": person.taste.round(3).tolist(), "ties": ties,
         "learned": known["words"], "versions": len(known["versions"]), "choices": made,
     }  # fmt: skip
-    return facts, texts
+    rows = served.http.get("/api/choices", params={"user": person.name, "form": "pair"}).raise_for_status().text
+    return facts, texts, rows.splitlines()
 
 
 def train(served: Served, person: Person) -> dict[str, Any]:
@@ -78,21 +83,56 @@ def train(served: Served, person: Person) -> dict[str, Any]:
     return {"state": state["state"], "message": state["message"], "seconds": seconds, "used": active == ["lora"]}
 
 
-def measure_person(args: argparse.Namespace, bundle: Path, home: Path, person: Person, number: int) -> dict[str, Any]:
-    """One person's choices, and what they get."""
+def fit_loras(person: Person, rows: Sequence[str], folder: Path) -> dict[int, dict[str, Any]]:
+    """A LoRA of the first 4, 8 and 16 choices, with the app's command: seconds, and `file`, or why there is `none`."""
+    base = built_in("starter")
+    assert base is not None
+    found: dict[int, dict[str, Any]] = {}
+    for k in AFTER:
+        choices, out = folder / f"{k}.jsonl", folder / str(k)
+        choices.write_text("\n".join(rows[:k]) + "\n", encoding="utf-8")
+        command = fit_command(base, choices, person.name, out, held_out=held_out_share(k))
+        begun = time.perf_counter()
+        ended = subprocess.run(command, capture_output=True, text=True)
+        found[k] = {"seconds": round(time.perf_counter() - begun, 1)}
+        if ended.returncode:
+            found[k]["none"] = ended.stderr.strip().splitlines()[-1]
+        else:
+            write_lora_gguf(out, folder / f"{k}.gguf", base_config=read_config(base))
+            found[k]["file"] = folder / f"{k}.gguf"
+    return found
+
+
+def decide(served: Served, person: Person) -> dict[str, Any]:
+    """What the app does with a LoRA of all choices: against the numbers, or else everybody's model, an easier bar."""
+    tries = {"the numbers": train(served, person)}
+    if not tries["the numbers"]["used"]:
+        served.http.post("/api/taste/active", params={"user": person.name}, json={"version": 0}).raise_for_status()
+        tries["everybody's model"] = train(served, person)
+    return tries
+
+
+def measure_person(args: argparse.Namespace, bundle: Path, folder: Path, person: Person, number: int) -> dict[str, Any]:
+    """One person's choices, and what they get: from the numbers, and from LoRAs of the same choices."""
     asked, tested = read_questions(args.run)
     tested, order = tested[: args.prompts], np.random.default_rng([args.seed, number]).permutation(asked).tolist()
     card = machine_card()
-    with serving(bundle, home, {}, args.threads) as served, browsing() as browser:
+    with serving(bundle, folder / "home", {}, args.threads) as served, browsing() as browser:
         base = served.answers(served.model, tested)
-        facts, texts = live(browser, served, person, order, tested)
+        facts, texts, rows = live(browser, served, person, order, tested)
+        loras = fit_loras(person, rows, folder)
+        tries = decide(served, person)
+    files = {f"lora{k}": made.pop("file") for k, made in loras.items() if "file" in made}
+    with serving(bundle, folder / "again", files, args.threads) as served:
+        for k, made in loras.items():
+            made["worth"] = _worth(person, served.answers(f"{served.model}@lora{k}", tested))
     worth = {0: _worth(person, base), **{k: _worth(person, answers) for k, answers in texts.items()}}
     gain = np.mean(worth[CHOICES]) - np.mean(worth[0])
     say(f"{person.name} ({facts['likes']}): learned {facts['learned']}, gain {gain:+.2f} sd")
     empty = sum(not text.strip() for text in texts[CHOICES])
     return {
-        **facts, "worth": worth, "empty": empty, "base": base, "answers": texts[CHOICES], "prompts": tested,
-        "machine": card, "quiet": not busy(card), "threads": args.threads,
+        **facts, "worth": worth, "loras": loras, "tries": tries, "empty": empty, "base": base,
+        "answers": texts[CHOICES], "prompts": tested, "machine": card, "quiet": not busy(card), "threads": args.threads,
     }  # fmt: skip
 
 
@@ -125,28 +165,6 @@ def keeping(out: Path) -> Iterator[dict[str, Any]]:
         write_atomic(file, json.dumps(result, indent=1) + "\n")
 
 
-def measure_loras(args: argparse.Namespace, bundle: Path, home: Path) -> dict[str, Any]:
-    """The same people, other questions: 16 choices, the numbers' answers, and those of a LoRA of the same choices."""
-    people, (asked, tested) = draw_people(args.run, args.loras, args.seed), read_questions(args.run)
-    tested, rng, found = tested[: args.prompts], np.random.default_rng(args.seed + 1), []
-    with serving(bundle, home, {}, args.threads) as served, browsing() as browser:
-        base = served.answers(served.model, tested)
-        for person in people:
-            own = f"{served.model}@{person.name}"
-            facts, _ = live(browser, served, person, rng.permutation(asked).tolist(), [])
-            worth = {"base": _worth(person, base), "numbers": _worth(person, served.answers(own, tested))}
-            tries = {"the numbers": train(served, person)}
-            if not tries["the numbers"]["used"]:  # what would it have said? Everybody's model is an easier bar
-                served.http.post("/api/taste/active", params={"user": person.name}, json={"version": 0})
-                tries["everybody's model"] = train(served, person)
-            if any(each["used"] for each in tries.values()):
-                worth["lora"] = _worth(person, served.answers(own, tested))
-            found.append({"name": person.name, "likes": person.words(), "learned": facts["learned"], "tries": tries,
-                          "worth": worth})  # fmt: skip
-            say(f"{person.name}, LoRA: {[each['message'] for each in tries.values()]}")
-    return {"people": found, "prompts": len(tested)}
-
-
 def measure_latency(args: argparse.Namespace, bundle: Path, home: Path) -> dict[str, Any]:
     """Milliseconds: choices of a further person, first tokens beside a bare session's, users that alternate."""
     person, (asked, tested) = draw_people(args.run, 1, args.seed + 1)[0], read_questions(args.run)
@@ -154,7 +172,7 @@ def measure_latency(args: argparse.Namespace, bundle: Path, home: Path) -> dict[
         adapters = {f"user{seed}": make_lora(Path(folder), seed) for seed in (1, 2)}
         served = stack.enter_context(serving(bundle, home, adapters, args.threads))
         with browsing() as browser:
-            made, _ = live(browser, served, person, asked, [])
+            made, *_ = live(browser, served, person, asked, [])
         session = stack.enter_context(closing(open_session(bundle, threads=args.threads or None)))
         tokenizer, pairs, swaps = load_tokenizer(bundle), [], []
         sampling = Sampling(temperature=0, repetition_penalty=1.15, max_tokens=1)
@@ -184,7 +202,6 @@ def make_lora(folder: Path, seed: int) -> Path:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from edgealign.artifact import open_artifact
     from edgealign.models.lint import default_targets
 
     source = built_in("starter")
@@ -209,7 +226,6 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--people", type=int, default=6, choices=range(1, len(NAMES) + 1))
     parser.add_argument("--names", nargs="+", choices=NAMES, help="measure only these of them; the others are kept")
-    parser.add_argument("--loras", type=int, default=1, help="of how many of them a LoRA is trained")
     parser.add_argument("--prompts", type=int, default=24, help="questions of the test, 48 at most")
     parser.add_argument("--rounds", type=int, default=5, help="over the test's questions, for the first token")
     parser.add_argument("--threads", type=int, default=0, help="of the server; 0: the app's own default")
@@ -218,20 +234,15 @@ def main() -> int:
     args = parser.parse_args()
     if "choices" in args.parts:
         measure_choices(args)
-    for part, measure in (("loras", measure_loras), ("latency", measure_latency)):
-        if part in args.parts:
-            card = machine_card()
-            with tempfile.TemporaryDirectory() as home:
-                found = measure(args, args.run / "gguf", Path(home))
-            with keeping(args.out) as result:
-                result[part] = {**found, "machine": card, "quiet": not busy(card), "threads": args.threads}
-    with keeping(args.out) as result:
-        pass
-    result = json.loads(json.dumps(result))  # JSON's keys are text
-    with writing(args.out):
-        write_atomic(args.out / "table.md", render(result) + "\n")
-        if "choices" in result:
-            draw(result, args.out / "assistant.png")
+    if "latency" in args.parts:
+        card = machine_card()
+        with tempfile.TemporaryDirectory() as home:
+            found = measure_latency(args, args.run / "gguf", Path(home))
+        with keeping(args.out) as result:
+            result["latency"] = {**found, "machine": card, "quiet": not busy(card), "threads": args.threads}
+    result = json.loads((args.out / "result.json").read_text(encoding="utf-8"))  # JSON's keys are text
+    pictures = {"assistant.png": lambda file: draw(result, file)} if "choices" in result else {}
+    write_results(args.out, result, render(result), pictures=pictures)
     print(render(result))
     return 0
 

@@ -125,8 +125,7 @@ class Trainer:
             with self.tastes.versions.scratch() as folder:
                 choices = folder / "choices.jsonl"
                 await _through(write_jsonl, choices, [to_json(each.pair) for each in chosen])
-                share = LEAST / len(chosen) if len(chosen) >= 2 * LEAST else 0.0
-                recipe = LoraRecipe(held_out=max(share, LoraRecipe().held_out))
+                recipe = LoraRecipe(held_out=held_out_share(len(chosen)))
                 made = await self._train(user, run, choices, folder / "adapter", recipe)
                 run.progress, run.message = RANKED, "Comparing with the version in use"
                 sides = await _through(self._split, user, choices, recipe, chosen)
@@ -160,12 +159,9 @@ class Trainer:
         base = base_model(self.tastes.engine)
         assert base is not None
         command = [
-            *(["nice", "-n", "15"] if shutil.which("nice") else []), sys.executable, "-m", "edgealign", "personalize",
-            "--method", "lora", f"--model={base}", f"--choices={choices}", f"--user={user}", f"--out={out}",
-            f"--threads={max(1, (os.cpu_count() or 1) // 2)}", f"--held-out={recipe.held_out}",
-        ]  # fmt: skip
-        if count_parameters(base) < SMALL:
-            command.append(f"--learning-rate={QUICK}")
+            *(["nice", "-n", "15"] if shutil.which("nice") else []),
+            *fit_command(base, choices, user, out, held_out=recipe.held_out),
+        ]
         root = str(Path(sys.modules["edgealign"].__file__ or "").resolve().parents[1])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
         process = await asyncio.create_subprocess_exec(
@@ -221,6 +217,22 @@ class Trainer:
             reason = f"Version {added.number} is in use: {said}."
             await asyncio.to_thread(tastes.versions.decide, user, reason)
             return reason
+
+
+def held_out_share(choices: int) -> float:
+    """Of how many choices are kept for the comparison: enough for one, where there are enough."""
+    share = LEAST / choices if choices >= 2 * LEAST else 0.0
+    return max(share, LoraRecipe().held_out)
+
+
+def fit_command(base: Path, choices: Path, user: str, out: Path, *, held_out: float) -> list[str]:
+    """What fits a user's LoRA here, on half of the cores."""
+    command = [
+        sys.executable, "-m", "edgealign", "personalize", "--method", "lora", f"--model={base}",
+        f"--choices={choices}", f"--user={user}", f"--out={out}", f"--threads={max(1, (os.cpu_count() or 1) // 2)}",
+        f"--held-out={held_out}",
+    ]  # fmt: skip
+    return [*command, f"--learning-rate={QUICK}"] if count_parameters(base) < SMALL else command
 
 
 def base_model(engine: Engine) -> Path | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,18 +13,10 @@ import pytest
 from edgealign.errors import CheckFailed
 from edgealign.train import curriculum, stage
 
-PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "curriculum.py"
 
-
-@pytest.fixture(scope="module")
-def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_curriculum", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def program(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("curriculum")
 
 
 @pytest.fixture

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,18 +12,8 @@ import pytest
 
 from edgealign.data.forms import Message, Pair
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).resolve().parents[2]
+Load = Callable[[str], ModuleType]
 
 
 def run(objective: str, seed: int, tokens: float, accuracy: float, *, flipped: float = 0.0) -> dict[str, Any]:
@@ -54,8 +43,8 @@ def result_of(rows: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_share_of_the_labels_is_flipped_and_the_rest_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = load("objectives", monkeypatch)
+def test_a_share_of_the_labels_is_flipped_and_the_rest_is_as_it_was(load_benchmark: Load) -> None:
+    program = load_benchmark("objectives")
     rows = [Pair((Message("user", f"{i}"),), f"good {i}", f"bad {i}", margin=1.0 if i % 2 else None) for i in range(50)]
     drawn = program.draw_pairs(rows, 40, 0.2, seed=3)
     assert sum(pair.chosen.startswith("bad") for pair in drawn) == 8
@@ -66,9 +55,9 @@ def test_a_share_of_the_labels_is_flipped_and_the_rest_is_as_it_was(monkeypatch:
 
 
 def test_finished_runs_are_kept_for_the_settings_that_they_were_made_with(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    load_benchmark: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    program = load("objectives", monkeypatch)
+    program = load_benchmark("objectives")
     seen: list[tuple[Any, ...]] = []
     monkeypatch.setattr(program, "material", lambda args: seen.append(("material", args.learning_rate)) or {})
     monkeypatch.setattr(program, "begin", lambda args, given: (_ for _ in ()).throw(program.InputError("x", "stop")))
@@ -81,8 +70,8 @@ def test_finished_runs_are_kept_for_the_settings_that_they_were_made_with(
     assert not (tmp_path / "o").exists()
 
 
-def test_a_claim_is_confirmed_where_every_seed_agrees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    report = load("objectives_report", monkeypatch)
+def test_a_claim_is_confirmed_where_every_seed_agrees(load_benchmark: Load, tmp_path: Path) -> None:
+    report = load_benchmark("objectives_report")
     rows = [run("dpo", 0, 30, 0.6), run("dpo", 1, 30, 0.6), run("ln_dpo", 0, 20, 0.6), run("ln_dpo", 1, 25, 0.6),
             run("ld_dpo", 0, 20, 0.6), run("ld_dpo", 1, 35, 0.6), run("rdpo_length", 0, 31, 0.6)]  # fmt: skip
     found = {entry["claim"].split()[0]: entry["verdict"] for entry in report.judge_claims(rows)}
@@ -99,9 +88,9 @@ def test_a_claim_is_confirmed_where_every_seed_agrees(monkeypatch: pytest.Monkey
 
 
 def test_results_made_alike_are_put_together_and_others_are_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    load_benchmark: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program = load("objectives", monkeypatch)
+    program = load_benchmark("objectives")
     results = {
         "old": result_of([run("dpo", 0, 30, 0.6)]), "new": result_of([run("simpo", 0, 20, 0.6)]),
         "other": result_of([run("hinge", 0, 20, 0.6)], pairs=2),
@@ -128,14 +117,14 @@ def test_results_made_alike_are_put_together_and_others_are_refused(
     assert not (tmp_path / "no").exists()
 
 
-def test_the_published_table_is_what_the_published_numbers_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    report, folder = load("objectives_report", monkeypatch), FOLDER.parent / "docs" / "results" / "objectives"
+def test_the_published_table_is_what_the_published_numbers_give(load_benchmark: Load) -> None:
+    report, folder = load_benchmark("objectives_report"), ROOT / "docs" / "results" / "objectives"
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert report.render(result) + "\n" == (folder / "table.md").read_text(encoding="utf-8")
 
 
-def test_the_race_with_trl_says_whether_the_goal_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = load("dpo_vs_trl", monkeypatch)
+def test_the_race_with_trl_says_whether_the_goal_was_reached(load_benchmark: Load) -> None:
+    program = load_benchmark("dpo_vs_trl")
     variants = {
         name: {"seconds": {"median": 32 / speed, "sd": 0.1}, "pairs_per_s": speed, "peak_bytes": 2**30}
         for name, speed in (("trl", 1.0), ("trl-tuned", 2.0), ("ours", 5.0))

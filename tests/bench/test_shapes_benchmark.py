@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,21 +12,13 @@ import pytest
 
 from edgealign.models.shapes import SHAPES, parameter_count
 
-PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "shapes.py"
 SETTING = {"group": "g", "target": "gguf", "prompt": 512, "threads": 1}
 TINY = {"small": ("tiny", "starter-llama")}
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(PROGRAM.parent))
-    spec = importlib.util.spec_from_file_location("benchmark_shapes", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def program(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("shapes")
 
 
 def cell(shape: str, number: int, prefill: float | None, decode: float | None) -> dict[str, Any]:
