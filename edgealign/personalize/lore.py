@@ -98,31 +98,33 @@ def fit_users(projected: Tensor, mask: Tensor | None = None, *, precision: float
 
 def _newton(projected: Tensor, there: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     """Each step is of the users that are not there yet."""
-    offset, gaps = projected[..., 0], projected[..., 1:]  # (U, k), (U, k, B)
-    weights = torch.zeros(gaps.shape[0], gaps.shape[2], dtype=gaps.dtype)
-    left = torch.arange(len(gaps))
+    offset, gaps = projected[..., :1], projected[..., 1:] * there[..., None]  # (U, k, 1), (U, k, B); absent ones are 0
+    weights = torch.zeros(gaps.shape[0], gaps.shape[2], 1, dtype=gaps.dtype)
+    prior = precision * torch.eye(gaps.shape[2], dtype=gaps.dtype)
+    left, start, x, own = torch.arange(len(gaps)), offset, gaps, weights.clone()
     for _ in range(NEWTON_STEPS):
-        x, own, some = gaps[left], weights[left], there[left]
-        wrong, factor = _curvature(offset[left], x, own, some, precision)
-        slope = precision * own - torch.einsum("ukb,uk->ub", x, wrong * some)
-        change = torch.cholesky_solve(slope[..., None], factor)[..., 0]
-        decrement = (slope * change).sum(1).clamp(min=0).sqrt()
+        wrong, factor = _curvature(start, x, own, prior)
+        slope = torch.baddbmm(own, x.mT, wrong, beta=precision, alpha=-1)
+        change = torch.cholesky_solve(slope, factor)
+        decrement = (slope * change).sum(1, keepdim=True).clamp_(min=0).sqrt_()
         # Far from the end a whole step overshoots: the curvature there is that of choices that are no tie any more.
-        size = torch.where(decrement > WHOLE_STEP, 1 / (1 + decrement), torch.ones_like(decrement))
-        weights[left] = own - change * size[:, None]
-        left = left[decrement > CLOSE[gaps.dtype]]
-        if not len(left):
-            break
-    factor = _curvature(offset, gaps, weights, there, precision)[1]
-    return weights, torch.cholesky_inverse(factor)
+        own = own - change / (decrement * (decrement > WHOLE_STEP) + 1)
+        going = decrement[:, 0, 0] > CLOSE[gaps.dtype]
+        if not going.all():
+            weights[left] = own
+            left, start, x, own = (each[going] for each in (left, start, x, own))
+            if not len(left):
+                break
+    weights[left] = own
+    factor = _curvature(offset, gaps, weights, prior)[1]
+    return weights[..., 0], torch.cholesky_inverse(factor)
 
 
-def _curvature(offset: Tensor, gaps: Tensor, weights: Tensor, there: Tensor, precision: float) -> tuple[Tensor, Tensor]:
-    """(U, k) probabilities of the other answer, and the Cholesky factor of the loss's Hessian (U, B, B)."""
-    wrong = torch.sigmoid(-(offset + torch.einsum("ukb,ub->uk", gaps, weights)))
-    curve = gaps * (wrong * (1 - wrong) * there)[..., None]
-    prior = precision * torch.eye(gaps.shape[-1], dtype=gaps.dtype)
-    return wrong, torch.linalg.cholesky(curve.transpose(1, 2) @ gaps + prior)
+def _curvature(offset: Tensor, gaps: Tensor, weights: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """(U, k, 1) probabilities of the other answer, and the Cholesky factor of the loss's Hessian (U, B, B)."""
+    wrong = torch.baddbmm(offset, gaps, weights).neg_().sigmoid_()
+    curve = gaps * torch.addcmul(wrong, wrong, wrong, value=-1)
+    return wrong, torch.linalg.cholesky(torch.baddbmm(prior, curve.mT, gaps))
 
 
 def learn_basis(gaps: Floats, users: npt.NDArray[np.int64], *, rank: int, ridge: float = 1e-3, seed: int = 0) -> Basis:
