@@ -1,6 +1,6 @@
 """What does linear alignment cost? Decode speed of one stream, of two sessions, and of two sequences in one batch.
 
-    python benchmarks/linear_alignment.py starter runs/q8 runs/onnx runs/pte --threads 2 --rounds 15 --json OUT
+    python benchmarks/linear_alignment.py starter runs/q8 runs/onnx runs/pte --out docs/results/linear_alignment
 
 Each model directory or bundle gets a process of its own. `base` is one session's step; `two sessions` and, where the
 runtime has it, `one batch` are a `MixedSession`'s step at strength 2, with the mixing and its mask. All are fed the
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result_files import write_results
 
 from edgealign.bench.machine import busy, machine_card
 from edgealign.bench.timing import rates, spread, timed
@@ -41,7 +42,7 @@ def measure(path: str, *, threads: int | None, prompt_tokens: int, tokens: int, 
     options: dict[str, Any] = {"threads": threads}
     with ExitStack() as stack:
         base = stack.enter_context(closing(open_session(path, **options)))
-        facts = base.info()  # type: ignore[attr-defined]
+        facts = json.loads(json.dumps(base.info(), default=str))  # type: ignore[attr-defined]
         rng = np.random.default_rng(0)
         prompt, following = (
             [int(token) for token in rng.integers(3, facts["vocab"], count)] for count in (prompt_tokens, tokens)
@@ -128,7 +129,7 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, default=None, help="also write the results here")
+    parser.add_argument("--out", type=Path, help="table.md and result.json go here")
     given = parser.parse_args()
     try:
         if len(given.model) == 1:
@@ -140,29 +141,28 @@ def main() -> int:
             ]  # fmt: skip
         else:
             results = [_apart(model, given) for model in given.model]
+        if given.out is not None:
+            write_results(given.out, {"models": results}, render(results))
     except EdgealignError as error:
         print(error.line(), file=sys.stderr)
         return error.exit_code
     print(render(results))
-    if given.json is not None:
-        given.json.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
     return 0
 
 
 def _apart(model: str, given: argparse.Namespace) -> dict[str, Any]:
     """One model in a process of its own: runtimes bring thread pools that outlive their sessions."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.json"
         numbers = ("threads", "prompt_tokens", "tokens", "rounds")
         options = [
             part for name in numbers if (value := getattr(given, name)) is not None
             for part in (f"--{name.replace('_', '-')}", str(value))
         ]  # fmt: skip
-        command = [sys.executable, __file__, model, "--json", str(out), *options]
+        command = [sys.executable, __file__, model, "--out", folder, *options]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise CheckFailed(model, f"was not measured ({done.stderr.strip().splitlines()[-1:]})", "see above")
-        result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))[0]
+        result: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))["models"][0]
         return result
 
 

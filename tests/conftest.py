@@ -93,6 +93,24 @@ def _proved(file: Path) -> set[tuple[str, str, str, str]]:
     return {(meta["target"], meta["quant"], kind, carrier) for carrier in carriers}
 
 
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`command("users", "show", "ana")`: what the command line does, in this process; its exit status."""
+    import sys
+
+    from edgealign import cli
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["edgealign", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published tiny LFM2 in float32: random weights, noisy norms, 512 tokens. Read it, do not change it."""

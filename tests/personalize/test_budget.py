@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from edgealign import cli
 from edgealign.artifact import Artifact, open_artifact
 from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.errors import ArtifactError, CheckFailed
@@ -176,37 +174,29 @@ def test_a_tilt_has_the_budget_on_its_strength(
 
 
 def test_the_command_line_gives_more_room_or_less_and_shows_what_was_spent(
-    tiny_model: Path, planted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path, planted: Any, tmp_path: Path, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     choices = planted.write(planted.likes_short(12), tmp_path / "choices.jsonl")
     monkeypatch.setenv("EDGEALIGN_USERS", str(tmp_path / "registry"))
 
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["edgealign", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
-
     given = ["personalize", "--model", tiny_model, "--choices", choices, "--user", "ana", "--out", tmp_path / "ana"]
     few = ["--learning-rate=1e-2", "--epochs=2", "--threads=1", "--anchor-tokens=6"]
-    assert run(*given, *few, "--kl-budget", "1e-9") == 1
+    assert command(*given, *few, "--kl-budget", "1e-9") == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("edgealign: ")]
     assert "(budget 1e-09)" in line
     assert "--kl-budget" in line
-    assert run(*given, "--method", "fspo", "--kl-budget", "1") == 2
+    assert command(*given, "--method", "fspo", "--kl-budget", "1") == 2
     assert "--kl-budget: is not for --method fspo" in capsys.readouterr().err
-    assert run(*given, *few, "--kl-budget", "-1") == 2
+    assert command(*given, *few, "--kl-budget", "-1") == 2
     assert "must be more than 0" in capsys.readouterr().err
-    assert run(*given, *few, "--kl-budget", "100", "--perplexity-budget", "100") == 0
-    assert run("users", "add", "ana", tmp_path / "ana") == 0
+    assert command(*given, *few, "--kl-budget", "100", "--perplexity-budget", "100") == 0
+    assert command("users", "add", "ana", tmp_path / "ana") == 0
     capsys.readouterr()
     kl = open_artifact(tmp_path / "ana").meta["budget"]["kl_nats"]
-    assert run("users", "show", "ana") == 0
+    assert command("users", "show", "ana") == 0
     shown = capsys.readouterr().out
     assert f"KL to the base {kl:.3f}, held to 100.000" in shown
     assert "neutral perplexity" in shown
-    assert run("show", tmp_path / "ana") == 0
+    assert command("show", tmp_path / "ana") == 0
     assert "KL to the base" in capsys.readouterr().out

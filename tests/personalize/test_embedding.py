@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgealign import cli
 from edgealign.artifact import open_artifact, publish
 from edgealign.data.encode import encode_prompt
 from edgealign.data.forms import Message
@@ -171,7 +171,8 @@ def test_a_damaged_user_is_one_line(damage: str, tiny_model: Path, basis: Path, 
 
 
 def test_the_command_line_fits_asks_and_forgets(
-    tiny_model: Path, basis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tiny_model: Path, basis: Path, tmp_path: Path, command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Somebody who always takes the shorter answer, through `users ask`, `show`, `rollback` and `forget`."""
     pool = tmp_path / "pool"
@@ -184,23 +185,23 @@ def test_the_command_line_fits_asks_and_forgets(
     place = ["--registry", str(tmp_path / "registry")]
     monkeypatch.setattr(sys, "stdin", Chooser(lambda first, second: "1" if len(first) < len(second) else "2", capfd))
     ask = ["users", "ask", "ana", "--model", str(tiny_model), "--basis", str(basis), "--candidates", str(pool)]
-    assert run(monkeypatch, [*ask, "--questions", "4", *place]) == 0
+    assert command(*ask, "--questions", "4", *place) == 0
     capfd.readouterr()
-    assert run(monkeypatch, ["users", "show", "ana", "--json", *place]) == 0
+    assert command("users", "show", "ana", "--json", *place) == 0
     shown = json.loads(capfd.readouterr().out)
     assert shown["choices"] == 4
     assert shown["active"] == 1
     assert "shorter" in shown["versions"][0]["words"]
-    assert run(monkeypatch, ["users", "rollback", "ana", "0", *place]) == 0
+    assert command("users", "rollback", "ana", "0", *place) == 0
     capfd.readouterr()
-    assert run(monkeypatch, ["users", "list", *place]) == 0
+    assert command("users", "list", *place) == 0
     assert capfd.readouterr().out.strip() == "ana: 4 choices, version 0"
-    assert run(monkeypatch, ["users", "forget", "ana", "--yes", *place]) == 0
-    assert run(monkeypatch, ["users", "show", "ana", *place]) == 2
+    assert command("users", "forget", "ana", "--yes", *place) == 0
+    assert command("users", "show", "ana", *place) == 2
 
 
 def test_options_of_the_other_method_are_refused(
-    tiny_model: Path, basis: Path, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path, basis: Path, people: Path, tmp_path: Path, command: Callable[..., int],
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     common = ["personalize", "--model", str(tiny_model), "--choices", str(people), "--user", "u0"]
@@ -209,20 +210,10 @@ def test_options_of_the_other_method_are_refused(
         (["--method", "lore"], "--basis"), (["--method", "lore", "--basis", str(basis), "--rank", "4"], "--rank"),
         (["--basis", str(basis)], "--basis"), (["--method", "magic"], "magic"),
     ):  # fmt: skip
-        assert run(monkeypatch, [*common, *more]) == 2
+        assert command(*common, *more) == 2
         line = capfd.readouterr().err.strip().splitlines()[-1]
         assert word in line
-    assert run(monkeypatch, [*common, "--method", "lore", "--basis", str(basis)]) == 0
-
-
-def run(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> int:
-    """The command line's exit status."""
-    monkeypatch.setattr(sys, "argv", ["edgealign", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    assert command(*common, "--method", "lore", "--basis", str(basis)) == 0
 
 
 class Chooser(io.StringIO):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from edgealign import cli
 from edgealign.artifact import open_artifact, publish
 from edgealign.data.encode import encode_prompt
 from edgealign.data.forms import Message, Pair
@@ -150,27 +149,19 @@ def test_what_is_no_set_of_loras_of_this_basis_is_refused(
 
 def test_the_command_line_goes_the_whole_way(
     tiny_model: Path, basis: Path, candidates: Path, planted: Planted, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], command: Callable[..., int],
 ) -> None:
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["edgealign", *arguments])
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-        return 0
-
     made, out = tmp_path / "loras", tmp_path / "ana"
     given = [f"--model={tiny_model}", f"--basis={basis}"]
     few = ["--pairs=8", "--epochs=1", "--anchor=0", "--threads=1", "--learning-rate=1e-2"]
-    assert run("lora-basis", *given, f"--candidates={candidates}", f"--out={made}", *few) == 0
+    assert command("lora-basis", *given, f"--candidates={candidates}", f"--out={made}", *few) == 0
     choices = planted.write(planted.likes_short(2, start=100), tmp_path / "choices.jsonl")
     person = ["personalize", "--method=lora-mix", *given, f"--choices={choices}", "--user=ana", f"--out={out}"]
-    assert run(*person) == 2
+    assert command(*person) == 2
     assert "--loras: is missing; make them: edgealign lora-basis" in capsys.readouterr().err
-    assert run(*person, f"--loras={made}", "--start=x") == 2
+    assert command(*person, f"--loras={made}", "--start=x") == 2
     assert "--start: is not for --method lora-mix" in capsys.readouterr().err
-    assert run(*person, f"--loras={made}", "--strength=0.3", "--threads=1") == 0
+    assert command(*person, f"--loras={made}", "--strength=0.3", "--threads=1") == 0
     assert open_artifact(out, kind="adapter").meta["rank"] == 2 * LoraBasisRecipe().rank
 
 

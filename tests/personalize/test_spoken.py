@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from edgealign import cli
 from edgealign.artifact import open_artifact
 from edgealign.chat.conversation import Conversation, open_conversation
 from edgealign.chat.recipes import ChatRecipe
@@ -79,15 +78,6 @@ def publish(
     return run
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["edgealign", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def said(conversation: Conversation) -> list[str]:
     """An answer to each question, in a conversation of its own."""
     found = []
@@ -135,7 +125,8 @@ def wanted(method: str, model: Path, place: Path, made: Path) -> list[str]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_published_user_is_added_spoken_with_rolled_back_and_forgotten(
-    method: str, publish: Callable[..., Path], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    method: str, publish: Callable[..., Path], tiny_model: Path, tmp_path: Path, command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     made = publish(method, tiny_model)
@@ -146,11 +137,11 @@ def test_a_published_user_is_added_spoken_with_rolled_back_and_forgotten(
     def said(*options: object) -> list[str]:
         capsys.readouterr()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(ASKED).encode())))
-        assert run(monkeypatch, *talk, *options) == 0
+        assert command(*talk, *options) == 0
         return [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
 
     plain = said()
-    assert run(monkeypatch, "users", "add", "ana", made, "--model", tiny_model) == 0
+    assert command("users", "add", "ana", made, "--model", tiny_model) == 0
     shown = capsys.readouterr().out
     assert f"* 1  {shown.split('* 1  ')[1][:16]}, {method}" in shown
     assert open_artifact(tiny_model).digest[:12] in shown
@@ -160,9 +151,9 @@ def test_a_published_user_is_added_spoken_with_rolled_back_and_forgotten(
     assert own == wanted(method, tiny_model, tiny_model, made) != plain
     assert said("--user", "ana", *basis) == own  # from a kept state, where there is one
     assert said("--adapter", made, *basis) == own
-    assert run(monkeypatch, "users", "rollback", "ana", 0) == 0
+    assert command("users", "rollback", "ana", 0) == 0
     assert said("--user", "ana", *basis) == plain
-    assert run(monkeypatch, "users", "rollback", "ana", 1) == 0
+    assert command("users", "rollback", "ana", 1) == 0
     assert said("--user", "ana", *basis) == own
     with Users() as users:
         files = [file for file in made.rglob("*") if file.is_file()]
@@ -175,7 +166,7 @@ def test_a_published_user_is_added_spoken_with_rolled_back_and_forgotten(
             (state,) = users.private("ana").rglob("*.state")
             parts |= {state.read_bytes()[1000:1064]}
     shutil.rmtree(made)
-    assert run(monkeypatch, "users", "forget", "ana", "--yes") == 0
+    assert command("users", "forget", "ana", "--yes") == 0
     with Users() as users:
         left = b"".join(file.read_bytes() for file in users.folder.rglob("*") if file.is_file())
         assert not [part for part in parts if part in left]
@@ -223,12 +214,12 @@ def test_a_bundle_that_was_there_before_its_user_speaks_as_they_do_or_says_why_n
 
 def test_who_does_not_belong_here_is_one_line(
     publish: Callable[..., Path], tiny_model: Path, short_model: Path, tiny_lora: Any, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str],
 ) -> None:
     made = publish("linear", tiny_model)
 
     def refused(words: str, *arguments: object) -> None:
-        assert run(monkeypatch, *arguments) == 2
+        assert command(*arguments) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("edgealign: ")]
         assert words in line
 
@@ -238,7 +229,7 @@ def test_who_does_not_belong_here_is_one_line(
     refused("is a model, a adapter is needed", "users", "add", "ana", tiny_model)
     with Users() as users:
         assert users.names() == []
-    assert run(monkeypatch, "users", "add", "ana", made) == 0
+    assert command("users", "add", "ana", made) == 0
     refused("was fitted on the model", "chat", "Hi", "--model", short_model, "--user", "ana")
     refused("give one of the two", "chat", "Hi", "--model", tiny_model, "--user", "ana", "--adapter", made)
     refused("leave one of the two out", "chat", "Hi", "--model", tiny_model, "--user", "ana", "--preference", "Hm.",
@@ -247,10 +238,10 @@ def test_who_does_not_belong_here_is_one_line(
 
 
 def test_a_preference_is_published_in_words_that_are_not_in_the_manifest(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path, tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["personalize", "--method", "linear", "--model", tiny_model, "--user", "ana", "--out", tmp_path / "ana"]
-    assert run(monkeypatch, *given, "--preference", WISH, "--strength", 1.5) == 0
+    assert command(*given, "--preference", WISH, "--strength", 1.5) == 0
     assert stated.read_stated(tmp_path / "ana") == stated.Stated(WISH, 1.5)
     assert WISH not in (tmp_path / "ana" / "manifest.json").read_text(encoding="utf-8")
     capsys.readouterr()
@@ -262,7 +253,7 @@ def test_a_preference_is_published_in_words_that_are_not_in_the_manifest(
         (["--preference", WISH, "--strength", "21"], "must be at most 20"),
         (["--preference", WISH, "--rank", "4"], "--rank: is not for --method linear"),
     ):
-        assert run(monkeypatch, *given[:-1], tmp_path / "other", *options) == 2
+        assert command(*given[:-1], tmp_path / "other", *options) == 2
         assert words in capsys.readouterr().err
         assert not (tmp_path / "other").exists()
     file = tmp_path / "ana" / stated.FILE

@@ -114,7 +114,6 @@ export async function reload(id = session.conversation?.id) {
   const found = await call("GET", `/api/conversations/${id}`);
   if (session.conversation?.id === id) session.conversation = found;
   emit("change");
-  return found;
 }
 
 /**
@@ -231,9 +230,10 @@ export function pending() {
 export async function choose(pair, choice) {
   const { id, head, user } = session.conversation;
   const { learned } = await call("PUT", `/api/comparisons/${pair.id}/choice`, { choice });
-  const found = await reload(id);
-  if (head !== pair.left && head !== pair.right) {
+  if (head === pair.left || head === pair.right) await reload(id);
+  else {
     // An earlier answer: the server ends the branch at the chosen one, and what was said below it shall stay on show.
+    const found = await call("GET", `/api/conversations/${id}`);
     const chosen = found.messages.find((message) => message.id === pair[choice]);
     await showBranch(id, chosen ? tip(found, chosen).id : head);
   }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from typing import Any
 
 import pytest
 
@@ -90,7 +92,14 @@ def test_an_earlier_answer_is_compared_in_its_place_and_what_follows_stays(talk:
     talk.questions.nth(1).wait_for()
     talk.act(talk.find(".answer").first, "two")
     talk.find("#log > .question + .pair + .question + .answer").wait_for()
+    held: list[Any] = []
+    turning = re.compile(rf"/api/conversations/{key}$")
+    talk.page.route(turning, lambda route: held.append(route) if route.request.method == "PATCH" else route.fallback())
     talk.find(".pair .side").first.get_by_role("button").click()
+    until(lambda: talk.page.wait_for_timeout(20) or held)
+    assert talk.questions.all_inner_texts() == ["First question", "Second question"]  # at no moment less than it was
+    held.pop().continue_()
+    talk.page.unroute(turning)
     talk.find(".note").filter(has_text="You chose this one.").wait_for()
     assert talk.questions.all_inner_texts() == ["First question", "Second question"]
     assert talk.answers.all_inner_texts() == ["First answer", "Second answer"]
