@@ -9,7 +9,7 @@ import pytest
 
 from ..conftest import Gate, Served
 from ..test_taste import teach
-from .conftest import Talk, TalkMaker, bring
+from .conftest import Talk, TalkMaker, bring, on_both
 
 pytestmark = pytest.mark.browser
 RICH = (
@@ -51,23 +51,24 @@ def show(talk: Talk, served: Served, view: str) -> None:
             talk.page.wait_for_selector("dialog[open]")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("device", ["desktop", "phone"])
-def test_axe_finds_nothing(starter: Served, tab: TalkMaker, scheme: str, device: str) -> None:
+@on_both
+def test_axe_finds_nothing(starter: Served, tab: TalkMaker, device: str) -> None:
     script = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
     found: dict[str, Any] = {}
     # Axe has to be put in by evaluation, which the policy rightly refuses to a page.
-    talk = tab(starter.url, color_scheme=scheme, on=device, bypass_csp=True)
+    talk = tab(starter.url, on=device, bypass_csp=True)
     for view in VIEWS:
         show(talk, starter, view)
         talk.page.evaluate(script)
-        # Dark is other colours and nothing else.
-        only = ", runOnly: ['color-contrast']" if scheme == "dark" else ""
-        result = talk.page.evaluate(f"axe.run(document, {{resultTypes: ['violations']{only}}})")
-        assert len(result["passes"]) > (0 if only else 10)
-        found |= {
-            f"{view}: {rule['id']}": [node["html"] for node in rule["nodes"]] for rule in result["violations"]
-        }
+        for scheme, rules in (("light", ""), ("dark", ", runOnly: ['color-contrast']")):  # dark is colours, no more
+            talk.page.emulate_media(color_scheme=scheme)
+            result = talk.page.evaluate(f"axe.run(document, {{resultTypes: ['violations']{rules}}})")
+            assert len(result["passes"]) > (0 if rules else 10)
+            found |= {
+                f"{view}, {scheme}: {rule['id']}": [node["html"] for node in rule["nodes"]]
+                for rule in result["violations"]
+            }
+        talk.page.emulate_media(color_scheme="light")
     assert found == {}
 
 
