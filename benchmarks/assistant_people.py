@@ -166,13 +166,15 @@ def open_page(browser: Any, served: Served, person: str) -> Any:
 
 
 def choose(page: Any, served: Served, person: Person, question: str) -> dict[str, Any] | None:
-    """Ask for two answers and press the better one at once; what it taught. None: they were worth the same."""
+    """Ask for two answers and press the better one at once; what it taught. None: there is no better one."""
     page.get_by_role("button", name="New conversation", exact=True).click()
     page.get_by_role("button", name="Two answers", exact=True).click()
     field = page.get_by_label("Your question", exact=True)
     field.fill(question)
     field.press("Enter")
-    page.locator("#which").wait_for()
+    page.locator("#which, .answer:not(.writing) [data-act=again]").first.wait_for(state="attached")
+    if not page.locator("#which").count():
+        return None  # there are no two different answers to this, and the page says so
     side = person.prefer(*served.shown())
     with page.expect_response(lambda found: found.url.endswith("/choice")) as made:
         page.locator(f".pair [data-act={side}]").click()

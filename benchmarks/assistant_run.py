@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from assistant.training import fit_command, held_out_share
 from assistant_people import NAMES, Person, Served, browsing, choose, draw_people, open_page, read_questions, serving
 from assistant_report import draw, render
 from result_files import write_results
 
+from edgealign import apps
 from edgealign.artifact import open_artifact, publish, write_atomic
 from edgealign.bench.machine import busy, machine_card
 from edgealign.bench.timing import timed
@@ -85,13 +85,13 @@ def train(served: Served, person: Person) -> dict[str, Any]:
 
 def fit_loras(person: Person, rows: Sequence[str], folder: Path) -> dict[int, dict[str, Any]]:
     """A LoRA of the first 4, 8 and 16 choices, with the app's command: seconds, and `file`, or why there is `none`."""
-    base = built_in("starter")
+    base, training = built_in("starter"), apps.load("assistant.training")
     assert base is not None
     found: dict[int, dict[str, Any]] = {}
     for k in AFTER:
         choices, out = folder / f"{k}.jsonl", folder / str(k)
         choices.write_text("\n".join(rows[:k]) + "\n", encoding="utf-8")
-        command = fit_command(base, choices, person.name, out, held_out=held_out_share(k))
+        command = training.fit_command(base, choices, person.name, out, held_out=training.held_out_share(k))
         begun = time.perf_counter()
         ended = subprocess.run(command, capture_output=True, text=True)
         found[k] = {"seconds": round(time.perf_counter() - begun, 1)}

@@ -28,6 +28,7 @@ OTHERS = {
     "lora_start": ("Where a LoRA of one's own begins", "python benchmarks/lora_start.py"),
     "fspo": ("Choices in the prompt (FSPO)", "python benchmarks/fspo.py"),
     "steering": ("A stated preference (linear alignment)", "edgealign eval steering"),
+    "linear_alignment": ("What two streams cost in decoding", "python benchmarks/linear_alignment.py"),
     "lore_speed": ("How long a fit takes", "python benchmarks/lore_speed.py"),
 }
 

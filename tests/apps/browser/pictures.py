@@ -35,7 +35,8 @@ CHOICES = (
     "Give me an idea for a rainy day.", "How do I sell a drum?", "How can I fall asleep?", "What is a good present?",
 )  # fmt: skip
 BEGUN = 30  # characters of an answer that is taken while it is written
-TRIES = 5
+TRIES = 8
+ON_ITS_WAY_MS = 500
 
 
 def main(bundle: Path, folder: Path) -> None:
@@ -65,8 +66,7 @@ def take(browser: Any, address: str, server: int, folder: Path) -> None:
     picture("chat")
     talk = page.url
     page.get_by_role("button", name="New conversation", exact=True).click()
-    write(page, STORY)
-    os.killpg(server, signal.SIGSTOP)
+    hold(page, STORY, server)
     picture("streaming")
     os.killpg(server, signal.SIGCONT)
     page.locator("[data-act=again]:enabled").last.wait_for(state="attached")
@@ -105,7 +105,7 @@ def take(browser: Any, address: str, server: int, folder: Path) -> None:
         other.context.close()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="New conversation", exact=True).click()
-    write(page, STORY)
+    hold(page, STORY, server)
     os.killpg(server, signal.SIGKILL)
     page.locator(".problem").filter(has_text="cut off").wait_for()
     page.locator("#banner").wait_for(state="visible")
@@ -146,20 +146,24 @@ def ask(page: Any, text: str) -> None:
     page.locator(".answer:not(.writing) [data-act=again]:enabled").nth(before).wait_for(state="attached")
 
 
-def write(page: Any, text: str) -> None:
-    """Ask, and come back in the middle of the answer.
+def hold(page: Any, text: str, server: int) -> None:
+    """Ask, and stop the server in the middle of the answer.
 
     Raises:
-        RuntimeError: every answer was too short for that.
+        RuntimeError: every answer was over before that.
     """
     send(page, text)
     long = f"document.querySelector('.writing .text')?.textContent.length > {BEGUN}"
     for _ in range(TRIES):
         page.wait_for_function(f"() => {long} || document.querySelector('[data-act=again]:enabled')")
         if page.evaluate(long):
-            return
-        page.locator("[data-act=again]").last.click()
-    raise RuntimeError(f"no answer to {text!r} has {BEGUN} characters")
+            os.killpg(server, signal.SIGSTOP)
+            page.wait_for_timeout(ON_ITS_WAY_MS)  # the end may have left the server before
+            if page.locator(".writing").count():
+                return
+            os.killpg(server, signal.SIGCONT)
+        page.locator("[data-act=again]:enabled").last.click()
+    raise RuntimeError(f"no answer to {text!r} took long enough")
 
 
 def shorter(page: Any) -> None:
