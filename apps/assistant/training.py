@@ -34,7 +34,7 @@ from assistant.tastes import Tastes
 from edgealign.artifact import Artifact, open_artifact, read_manifest
 from edgealign.data.forms import to_json
 from edgealign.data.synthetic import write_jsonl
-from edgealign.errors import EdgealignError, InputError
+from edgealign.errors import EdgealignError
 from edgealign.models.builtin import NAMES, built_in
 from edgealign.models.load import load_tokenizer
 from edgealign.personalize.choices import load_choices
@@ -154,7 +154,7 @@ class Trainer:
         """The command in a process of its own; what it says is the progress.
 
         Raises:
-            InputError: it published nothing, with its own last line.
+            Fault: it published nothing, with its own last line.
         """
         base = base_model(self.tastes.engine)
         assert base is not None
@@ -180,7 +180,8 @@ class Trainer:
                 process.kill()
                 await process.wait()
         if code:
-            raise InputError("the training", last or f"ended with status {code}")
+            said = last.removeprefix("edgealign: ") or f"the training ended with status {code}"
+            raise Fault(422, f"{said[0].upper()}{said[1:]}.", code="not_trained")
         return await asyncio.to_thread(open_artifact, out, kind="adapter")
 
     async def _use_if_better(

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from assistant import training as trainings
 from assistant.engine import Engine, open_engine
 from assistant.faults import Fault
 from assistant.preferences import Chosen
@@ -253,6 +255,19 @@ def test_whatever_goes_wrong_the_next_training_can_begin(
         assert said in ended["message"]
         assert "canary" not in ended["message"]
         assert taste(served, "me", "POST", "/training")["training"]["state"] == "running"
+
+
+def test_what_is_not_published_is_said_in_the_commands_own_words(
+    scripted: EngineMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import sys; sys.exit('edgealign: user me: no better than the population, not published')"
+    monkeypatch.setattr(trainings, "fit_command", lambda *_, **__: [sys.executable, "-c", program])
+    with serving(scripted(base_digest=starter_digest(), context=1024), tmp_path / "home") as served:
+        teach(served, "me")
+        taste(served, "me", "POST", "/training")
+        until(lambda: training(served, "me")["state"] != "running")
+        ended = training(served, "me")
+        assert (ended["state"], ended["message"]) == ("failed", "User me: no better than the population, not published.")
 
 
 def test_a_training_that_cannot_begin_keeps_nobody_from_theirs(
