@@ -267,7 +267,8 @@ def test_what_is_not_published_is_said_in_the_commands_own_words(
         taste(served, "me", "POST", "/training")
         until(lambda: training(served, "me")["state"] != "running")
         ended = training(served, "me")
-        assert (ended["state"], ended["message"]) == ("failed", "User me: no better than the population, not published.")
+        said = "User me: no better than the population, not published."
+        assert (ended["state"], ended["message"]) == ("failed", said)
 
 
 def test_a_training_that_cannot_begin_keeps_nobody_from_theirs(
