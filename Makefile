@@ -12,7 +12,7 @@ quickstart: $(VENV)/installed-run
 	$(VENV)/bin/edgealign run quickstart
 
 test: $(VENV)/installed-dev lint
-	$(PYTHON) -m pytest -q -m "not gpu" --support check -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTHON) -m pytest -q -m "not gpu" --support check -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 40
 
 # The tier to keep open in another window: no native runtime, no browser, no slow test.
 unit: $(VENV)/installed-dev

@@ -4,9 +4,9 @@
     left, right = streams.prefill(prompt_with_a_wish, prompt_without_it)     # (V,) each
     left, right = streams.step(token)                                        # the token goes to both
 
-Any runtime can do that with two sessions on one file (`TwoSessions`); llama.cpp does it with one model and one context
-that holds two sequences and steps both in one batch (`llama_pair`). An empty second beginning leaves the second stream
-out until the state is emptied: then a step costs one pass.
+Any runtime can do that with two sessions on a file (`TwoSessions`), in ONNX on one opened model; llama.cpp does it with
+one model and one context that holds two sequences and steps both in one batch (`llama_pair`). An empty second beginning
+leaves the second stream out until the state is emptied: then a step costs one pass.
 
 Shape legend: V vocabulary.
 """
@@ -50,7 +50,7 @@ class Streams(Protocol):
 
 
 class TwoSessions:
-    """Two sessions on the same model: any runtime, twice the memory."""
+    """Two sessions on the same model: any runtime; twice the memory where a session has no `twin`."""
 
     def __init__(self, first: Session, second: Session) -> None:
         self.sessions = (first, second)
@@ -94,7 +94,8 @@ def open_streams(path: str | Path, *, one_batch: bool = True, **options: Any) ->
         return opener(built_in(path) or Path(path), options)
     first = open_session(path, **options)
     try:
-        return TwoSessions(first, open_session(path, **options))
+        twin = getattr(first, "twin", None)
+        return TwoSessions(first, twin() if twin else open_session(path, **options))
     except BaseException:
         first.close()
         raise

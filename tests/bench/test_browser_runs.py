@@ -39,7 +39,7 @@ def result(*runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def ran(seconds: float = 200.0, passed: int = 80, failed: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {"seconds": seconds, "passed": passed, "failed": list(failed), "skipped": 0}
+    return {"seconds": seconds, "passed": passed, "failed": dict.fromkeys(failed, "why"), "skipped": 0}
 
 
 def test_a_run_is_counted(program: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -48,6 +48,7 @@ def test_a_run_is_counted(program: ModuleType, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(program, "TESTS", str(suite))
     found = program.run([], tmp_path)
     assert (found["passed"], sorted(found["failed"]), found["skipped"]) == (3, ["test_bad", "test_torn"], 1)
+    assert found["failed"]["test_bad"] == "ValueError"
     assert found["seconds"] > 0
     suite.write_text("import nothing_of_that_name")
     with pytest.raises(program.InputError, match="status 2"):

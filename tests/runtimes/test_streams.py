@@ -119,6 +119,22 @@ def pair(tiny_bundle: Callable[[str], Path]) -> Iterator[LlamaPair]:
         yield opened
 
 
+def test_onnx_opens_the_model_once_and_states_stay_apart(onnx_bundle: Callable[[str], Path]) -> None:
+    with (
+        closing(open_streams(onnx_bundle("fp32"), **EXACT)) as two,
+        closing(open_session(onnx_bundle("fp32"), **EXACT)) as alone,
+    ):
+        assert isinstance(two, TwoSessions)
+        first, second = two.sessions
+        assert first._session is second._session  # type: ignore[attr-defined]
+        found = two.prefill(prompt(A), prompt(B))
+        for logits, lead in zip(found, (A, B), strict=True):
+            alone.reset()
+            assert np.abs(logits - alone.prefill(prompt(lead))).max() < 1e-5
+        first.close()
+        assert np.isfinite(second.step(ANSWER[0])).all()  # it outlives the one that opened the model
+
+
 def test_llama_cpp_steps_both_sequences_in_one_batch_and_agrees_with_two_sessions(
     tiny_bundle: Callable[[str], Path], pair: LlamaPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,9 +93,12 @@ export const changeSettings = (values) => inTurn(async () => {
 });
 
 let wanted = 0; // counts what was to be shown: only the last of several quick wishes is
+let opening = Promise.resolve();
 
 /** Show a conversation, or a new one. */
-export async function show(id) {
+export const show = (id) => (opening = fetched(id));
+
+async function fetched(id) {
   const mine = ++wanted;
   if (id && id === session.conversation?.id) return;
   let found = null;
@@ -123,10 +126,11 @@ export async function reload(id = session.conversation?.id) {
 export async function say(content, { parent, compare = false, stored = () => {} } = {}) {
   if (busy()) return toast("Another question is being answered: wait, or stop it.");
   session.asking = true;
-  let { conversation } = session;
-  const here = wanted;
-  let question;
+  let conversation, question;
   try {
+    await opening.catch(() => {}); // a question belongs to what is being opened, and not to what was there before
+    conversation = session.conversation;
+    const here = wanted;
     await settled();
     if (!conversation) {
       conversation = await call("POST", "/api/conversations", {});

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
 import pytest
 
-from ..conftest import Gate, Served
+from ..conftest import Gate, Served, until
 from .conftest import Talk, TalkMaker, bring, on_both
 
 pytestmark = pytest.mark.browser
@@ -175,9 +176,11 @@ def test_an_edit_survives_answers_other_conversations_and_a_save_that_fails(
     field.wait_for()
     assert field.input_value() == "A kind answer"
     talk.page.route("**/edit", lambda route: route.abort())
+    seen = "new MutationObserver(() => banner.hidden || found()).observe(banner, {attributes: true})"
+    talk.page.evaluate(f"() => {{ window.gone = new Promise(found => {seen}); }}")  # on show for a moment only
     talk.button("Save").click()
     talk.toasted("not answering")
-    talk.find("#banner").wait_for(state="visible")
+    talk.page.evaluate("() => window.gone")
     talk.find("#banner").wait_for(state="hidden")  # the server was found again, and everything drawn anew
     assert field.input_value() == "A kind answer"
     talk.page.unroute("**/edit")
@@ -229,6 +232,21 @@ def test_a_long_conversation_is_followed_to_its_end_and_not_against_the_readers_
     talk.button("To the end").click()
     talk.page.wait_for_function(f"() => {at_end}")
     talk.find("#bottom").wait_for(state="hidden")  # the browser tells of scrolling with its next frame
+
+
+def test_a_question_belongs_to_the_conversation_that_is_being_opened(talk: Talk, starter: Served) -> None:
+    (key,) = bring(starter, ["First", "An answer"])
+    held: list[Any] = []
+    place = re.compile(rf"/api/conversations/{key}$")
+    talk.page.route(place, lambda route: route.continue_() if held else held.append(route))
+    talk.open(f"#/c/{key}")
+    until(lambda: talk.page.wait_for_timeout(20) or held)
+    talk.send("Second")
+    talk.page.wait_for_timeout(100)
+    held[0].continue_()
+    talk.find(".answer:not(.writing) [data-act=again]:enabled").nth(1).wait_for(state="attached")
+    assert talk.questions.all_inner_texts() == ["First", "Second"]
+    assert len(starter.http.get("/api/conversations").json()) == 1
 
 
 def test_turns_that_no_longer_fit_are_mentioned(talk: Talk, starter: Served) -> None:
