@@ -37,7 +37,7 @@ async function press(message, rating) {
 export function reasons(message) {
   const { rating, reasons: known, comment } = message.feedback;
   const picked = new Set(known);
-  const words = make("input", { type: "text", maxlength: "500", placeholder: "In your own words (optional)", "aria-label": "Why, in your own words" });
+  const words = make("input", { type: "text", maxlength: "500", placeholder: "In your own words (optional)", "aria-label": "Why, in your own words", "data-act": "why-words" });
   words.value = draft ?? comment;
   words.oninput = () => (draft = words.value);
   const keep = () => {

@@ -134,6 +134,24 @@ def test_a_thumb_counts_at_once_and_its_reasons_are_added(talk: Talk, starter: S
     assert talk.button("Bad answer").get_attribute("aria-pressed") == "true"
 
 
+def test_words_go_on_where_they_were_when_a_reason_is_stored_meanwhile(talk: Talk, starter: Served) -> None:
+    (key,) = bring(starter, ["A question", "An answer"])
+    talk.open(f"#/c/{key}")
+    talk.act(talk.find(".answer"), "down")
+    talk.find(".why").wait_for()
+    held: list[Any] = []
+    talk.page.route("**/feedback", lambda route: route.continue_() if held else held.append(route))
+    talk.button("Too long").click()
+    until(lambda: talk.page.wait_for_timeout(20) or held)
+    words = talk.page.get_by_label("Why, in your own words")
+    words.click()
+    talk.page.keyboard.type("Get to ")
+    held[0].continue_()
+    talk.find("[data-act=why-too_long][aria-pressed=true]").wait_for()
+    talk.page.keyboard.type("the point")
+    assert words.input_value() == "Get to the point"
+
+
 def test_a_thumb_is_taken_back_by_pressing_it_again(talk: Talk, starter: Served) -> None:
     (key,) = bring(starter, ["A question", "An answer"])
     talk.open(f"#/c/{key}")
