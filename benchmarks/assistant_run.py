@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ from edgealign.bench.machine import busy, machine_card
 from edgealign.bench.timing import timed
 from edgealign.data.encode import encode_prompt
 from edgealign.data.forms import Message
-from edgealign.errors import writing
+from edgealign.errors import EdgealignError, InputError, writing
 from edgealign.models.builtin import built_in
 from edgealign.models.load import load_model, load_tokenizer, read_config
 from edgealign.progress import say
@@ -232,6 +233,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    try:
+        result = measure(args)
+    except EdgealignError as error:
+        print(error.line(), file=sys.stderr)
+        return error.exit_code
+    print(render(result))
+    return 0
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """The parts that were asked for, beside those that lie in `--out` already; all of it, as it is kept."""
+    open_artifact(args.run / "candidates")
+    file = args.out / "result.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if any("loras" not in each for each in known.get("choices", {}).values()):
+        raise InputError(args.out, "was recorded by an earlier program", "give another --out")
     if "choices" in args.parts:
         measure_choices(args)
     if "latency" in args.parts:
@@ -243,8 +260,7 @@ def main() -> int:
     result = json.loads((args.out / "result.json").read_text(encoding="utf-8"))  # JSON's keys are text
     pictures = {"assistant.png": lambda file: draw(result, file)} if "choices" in result else {}
     write_results(args.out, result, render(result), pictures=pictures)
-    print(render(result))
-    return 0
+    return dict(result)
 
 
 def _worth(person: Person, texts: Sequence[str]) -> list[float]:

@@ -25,7 +25,7 @@ from result_files import write_results
 
 from edgealign.bench.machine import busy, machine_card
 from edgealign.bench.timing import rates, spread, timed
-from edgealign.errors import CheckFailed, EdgealignError
+from edgealign.errors import CheckFailed, EdgealignError, UsageError
 from edgealign.personalize.linear import Lead, MixedSession, Mixing, mix
 from edgealign.progress import track
 from edgealign.runtimes.session import Session, open_session
@@ -132,6 +132,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="table.md and result.json go here")
     given = parser.parse_args()
     try:
+        if min(given.rounds, given.tokens) < 1 or given.prompt_tokens < LEAD:
+            raise UsageError("the counts", "leave nothing to measure", f"give 1 or more, {LEAD} tokens of a prompt")
         if len(given.model) == 1:
             results = [
                 measure(

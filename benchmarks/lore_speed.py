@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if min(args.users, args.released, args.repetitions) < 1:
+        print("lore_speed: --users, --released and --repetitions are counts; give 1 or more", file=sys.stderr)
+        return 2
     torch.set_num_threads(1)
     card = machine_card()
     samples: dict[str, list[float]] = {"ours": [], "ours, one by one": [], "released": [], "released, one by one": []}
