@@ -35,7 +35,8 @@ $(VENV)/installed-run: pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/installed-run
 	$(PYTHON) -m pip install --quiet -c constraints.txt -e ".[gguf,onnx,executorch,merge,app,dev]"
 	@# The page is tested in the system's browser; without one those tests are skipped, and in CI that is a failure.
-	@if [ "$$CI" = true ] && ! command -v chromium >/dev/null; then apt-get install -y -q chromium || true; fi
+	@if [ "$$CI" = true ] && ! command -v chromium-headless-shell >/dev/null; then \
+		apt-get install -y -q chromium-headless-shell || { apt-get update -q && apt-get install -y -q chromium-headless-shell; } || true; fi
 	touch $@
 
 clean:

@@ -10,7 +10,7 @@ failed or took longer than the goal.
 from __future__ import annotations
 
 import argparse
-import shutil
+import runpy
 import statistics
 import subprocess
 import sys
@@ -98,15 +98,16 @@ def met(result: Mapping[str, Any]) -> bool:
 
 
 def browser_version() -> str:
-    """As the browser names itself.
+    """What the browser that the suite drives calls itself, and its program.
 
     Raises:
         ToolMissing: there is none.
     """
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    program = runpy.run_path(str(ROOT / TESTS / "chromium.py"))["find"]()
     if program is None:
-        raise ToolMissing("chromium", "is not installed", "apt-get install chromium")
-    return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        raise ToolMissing("chromium", "is not installed", "apt-get install chromium-headless-shell")
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    return f"{version} ({Path(program).name})"
 
 
 def main() -> int:

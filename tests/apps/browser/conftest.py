@@ -2,14 +2,14 @@
 
     python -m pytest tests/apps/browser
 
-Playwright brings no browser of its own here: the one of the distribution is used (`apt-get install chromium`). Every
-test also fails if its page asks for anything beyond the server's own address, throws, or breaks its security policy.
+Playwright brings no browser of its own here: the one of the distribution is used (`apt-get install
+chromium-headless-shell`, or `chromium`). Every test also fails if its page asks for anything beyond the server's own
+address, throws, or breaks its security policy.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +26,7 @@ import httpx
 import pytest
 
 from ..conftest import TOKEN, Served, serving, until
+from .chromium import MISSING, find
 
 DEVICES: dict[str, dict[str, Any]] = {
     "desktop": {"viewport": {"width": 1280, "height": 800}},
@@ -40,8 +41,8 @@ on_both = pytest.mark.parametrize("device", list(DEVICES))
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A running browser, for one module: Playwright keeps an event loop in this thread, which other tests need."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    missing = None if program else "chromium is not installed: apt-get install chromium"
+    program = find()
+    missing = None if program else MISSING
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
