@@ -27,9 +27,12 @@ function change(method, rest, body) {
   unanswered += 1;
   const path = tasteOf(settings().user, rest);
   return inTurn(async () => {
-    const taste = await call(method, path, body).finally(() => (unanswered -= 1));
-    await loadState(); // which models there are
-    if (!unanswered) draw(taste);
+    try {
+      known = await call(method, path, body).finally(() => (unanswered -= 1));
+      await loadState(); // which models there are
+    } finally {
+      if (!unanswered) draw(known); // of what was refused: how it still is
+    }
   });
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from assistant import tastes
 
-from ..conftest import Served
+from ..conftest import Served, until
 from ..test_taste import teach
 from .conftest import Talk, TalkMaker, bring, on_both
 from .test_choices import ask_twice
@@ -71,13 +71,24 @@ def test_the_last_of_two_quick_changes_counts(taught: Served, tab: TalkMaker) ->
     slider = talk.page.get_by_label("Strength", exact=True)
     for value in ("0", "1.5"):
         slider.fill(value)
-    talk.page.wait_for_timeout(300)
+    until(lambda: talk.page.wait_for_timeout(20) or held)
+    talk.page.wait_for_timeout(200)
     assert (len(held), slider.input_value()) == (1, "1.5")
     assert taught.http.get("/api/taste").json()["strength"] != 1.5  # not sent yet
     with talk.page.expect_response(lambda found: "strength" in found.url and "1.5" in (found.request.post_data or "")):
         held[0].continue_()
     assert taught.http.get("/api/taste").json()["strength"] == 1.5
     assert slider.input_value() == "1.5"
+
+
+def test_a_strength_that_is_refused_is_not_on_show(taught: Served, tab: TalkMaker) -> None:
+    talk = panel(tab(taught.url))
+    refusal = {"error": {"message": "The disk is full."}}
+    talk.page.route("**/api/taste/strength*", lambda route: route.fulfill(status=507, json=refusal))
+    slider = talk.page.get_by_label("Strength", exact=True)
+    slider.fill("0")
+    talk.toasted("The disk is full.")
+    assert (slider.input_value(), slider.get_attribute("aria-valuetext")) == ("1", "1, the usual")
 
 
 def test_a_choice_says_what_it_taught(taught: Served, tab: TalkMaker) -> None:
