@@ -152,6 +152,7 @@ def hold(page: Any, text: str, server: int) -> None:
     Raises:
         RuntimeError: every answer was over before that.
     """
+    page.evaluate("localStorage.setItem('answers', 0)")  # not the one that is answered twice, for a choice
     send(page, text)
     long = f"document.querySelector('.writing .text')?.textContent.length > {BEGUN}"
     for _ in range(TRIES):
