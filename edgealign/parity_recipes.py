@@ -21,7 +21,7 @@ class VerifyRecipe:
     its state handling (reset, swap, split prompts) must still be exact.
     """
 
-    threads: int = option(0, help="threads of torch and of the bundle's runtime; 0 takes the usable cores", ge=0)
+    threads: int = option(0, help="threads of torch and of the bundle's runtime; 0: OMP_NUM_THREADS, or all", ge=0)
     seed: int = option(0, help="seed of the random prompts", ge=0)
     prompt_lengths: tuple[int, ...] = option(
         (1, 2, 3, 24, 127), help="prompt lengths; some must be below the convolution's width", ge=1, unit="tokens"

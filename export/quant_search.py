@@ -37,7 +37,7 @@ from edgealign.parity_recipes import VerifyRecipe
 from edgealign.parity_text import text_windows
 from edgealign.progress import bar, say, track
 from edgealign.runtimes.gguf_header import GgufInfo, count_token_bytes
-from edgealign.runtimes.probe import usable_cores
+from edgealign.runtimes.probe import default_threads
 from edgealign.runtimes.session import Bundle
 from edgealign.runtimes.torch_session import TorchSession
 from edgealign.tensor_types import Mixture, count_types
@@ -108,7 +108,7 @@ def search(
     facts = {
         "machine": dict(card), "caveats": caveats, "kl_budget": budget, "windows": len(bench.windows),
         "positions": sum(map(len, bench.windows)), "prompt_tokens": recipe.search_prompt,
-        "gen_tokens": recipe.search_gen, "threads": device.threads if device else recipe.threads or usable_cores(),
+        "gen_tokens": recipe.search_gen, "threads": device.threads if device else recipe.threads or default_threads(),
         "predicted": device is not None, "bytes_per_s": device.bytes_per_s if device else None,
         "calibrated": bench.importance is not None,
     }  # fmt: skip

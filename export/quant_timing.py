@@ -22,7 +22,7 @@ from edgealign.bench.run import measure_cell
 from edgealign.bench.timing import rates
 from edgealign.errors import InputError, UsageError
 from edgealign.export_recipes import ExportRecipe
-from edgealign.runtimes.probe import usable_cores
+from edgealign.runtimes.probe import default_threads
 from edgealign.runtimes.session import Bundle
 from edgealign.tensor_types import Mixture
 
@@ -58,7 +58,7 @@ def make_timer(recipe: ExportRecipe) -> tuple[Timer, dict[str, Any], list[str]]:
 
     card = machine_card()
     extra_bufts = extra_buffers_work()
-    threads = recipe.threads or usable_cores()
+    threads = recipe.threads or default_threads()
     caveats = [] if extra_bufts else ["llama.cpp ran with its extra buffers off, slower than a good build"]
     if busy(card):
         caveats.append(f"the machine was busy: {card['cpu_busy_before']:.0%} of its cores in use at the start")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgealign.bench.recipes import BenchRecipe
-from edgealign.runtimes.probe import usable_cores
+from edgealign.runtimes.probe import default_threads
 from edgealign.runtimes.session import Bundle
 
 
@@ -29,7 +29,7 @@ class Cell:
 def plan(recipe: BenchRecipe, bundles: Mapping[str, Bundle]) -> list[Cell]:
     """The cells in the order they run: for each shape the bundles take turns, so that drift hits them alike."""
     cells = []
-    counts = list(dict.fromkeys(threads or usable_cores() for threads in recipe.threads))
+    counts = list(dict.fromkeys(threads or default_threads() for threads in recipe.threads))
     for n_prompt in recipe.prompt_tokens:
         for n_gen in recipe.gen_tokens:
             for threads in counts:

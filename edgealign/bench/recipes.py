@@ -20,7 +20,7 @@ class BenchRecipe:
         (100,), help="tokens decoded after the prompt, one by one", ge=1, unit="tokens",
         source="LFM2 technical report, table 2",
     )  # fmt: skip
-    threads: tuple[int, ...] = option((0,), help="thread counts; 0 takes the usable cores", ge=0)
+    threads: tuple[int, ...] = option((0,), help="thread counts; 0: OMP_NUM_THREADS, or all", ge=0)
     repetitions: int = option(5, help="timed repetitions in each fresh process", ge=2, source=_PIPETTE)
     adapter: bool = option(True, help="also time with the bundle's first user adapter on, its loading and swapping")
     bandwidth: bool = option(True, help="also measure the machine's read bandwidth, which limits decoding")

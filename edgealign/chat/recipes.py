@@ -30,7 +30,7 @@ class TalkRecipe(Sampling):
     context: int | None = option(
         None, ge=32, unit="tokens", help="beyond it a conversation's oldest turns go; none: the model's own context"
     )
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,7 +142,6 @@ def answer_all(
     from edgealign.data.encode import encode_prompt, end_of_turn_id
     from edgealign.models.load import load_tokenizer
     from edgealign.runtimes.generate import GREEDY, generate
-    from edgealign.runtimes.probe import usable_cores
     from edgealign.runtimes.recipes import Sampling
     from edgealign.runtimes.session import open_session
 
@@ -150,7 +149,7 @@ def answer_all(
     end = end_of_turn_id(tokenizer)
     sampling = Sampling(**{**asdict(GREEDY), "max_tokens": recipe.max_new_tokens})
     rows = []
-    session = open_session(model, threads=recipe.threads or usable_cores())
+    session = open_session(model, threads=recipe.threads or None)
     try:
         for prompt in track(prompts, total=len(prompts), label="answering"):
             session.reset()

@@ -28,7 +28,7 @@ class LanguageRecipe:
     bootstrap: int = option(2000, ge=100, help="resamples of the documents for the 95 % intervals")
     precision: str = option("float32", choices=("auto", "float32", "bfloat16"), help="of the models' arithmetic")
     tokens_per_pass: int = option(4096, ge=16, unit="tokens", help="tokens in one forward pass")
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
     seed: int = option(0, ge=0, help="of the order of the documents and of resampling")
 
 
@@ -74,5 +74,5 @@ class PreferencesRecipe:
     bootstrap: int = option(1000, ge=100, help="resamples of pairs and prompts for the 95 % intervals")
     precision: str = option("float32", choices=("auto", "float32", "bfloat16"), help="of the models' arithmetic")
     tokens_per_pass: int = option(4096, ge=16, unit="tokens", help="tokens in one forward pass")
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
     seed: int = option(0, ge=0, help="of resampling")

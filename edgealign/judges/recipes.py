@@ -17,7 +17,7 @@ class RewardRecipe:
     skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
     limit: int | None = option(None, ge=1, unit="rows", help="read no more than this many rows of each file")
     max_tokens: int = option(1024, ge=8, unit="tokens", help="longest conversation; its end is kept")
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
     seed: int = option(0, ge=0, help="of which pairs are held back")
 
 
@@ -36,7 +36,7 @@ class SampleRecipe:
         source="RSO, arXiv 2309.06657: 8 of 64",
     )
     rso_beta: float = option(0.5, gt=0.0, help="of rejection sampling, in the unit of the judge's numbers")
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
     seed: int = option(0, ge=0, help="of the drawing of prompts and answers")
 
 
@@ -54,7 +54,7 @@ class FilterRecipe:
     )
     easy_first: bool = option(False, help="order by strength, the clearest pairs first: a curriculum for one epoch")
     skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
 
 
 @dataclass(frozen=True, kw_only=True)

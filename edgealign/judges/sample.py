@@ -33,7 +33,6 @@ from edgealign.judges.rejection import accept
 from edgealign.models.load import load_tokenizer
 from edgealign.progress import say, track
 from edgealign.runtimes.generate import generate
-from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import Session, open_session
 
@@ -134,7 +133,7 @@ def _draw(
 ) -> list[list[str]]:
     """The model's answers to each prompt, without those that were cut and without doubles."""
     tokenizer = load_tokenizer(model)
-    session = open_session(bundle or model, threads=recipe.threads or usable_cores())
+    session = open_session(bundle or model, threads=recipe.threads or None)
     try:
         return [
             _answers(recipe, session, tokenizer, messages, recipe.seed * 1_000_003 + number)

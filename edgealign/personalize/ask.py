@@ -28,7 +28,6 @@ from edgealign.personalize.lore import Fitted, fit_users, next_question
 from edgealign.personalize.recipes import EmbeddingRecipe
 from edgealign.personalize.users import Users
 from edgealign.progress import say
-from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.session import open_session
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def run(
     answers, rows = read_candidates(candidates)
     tokenizer = load_tokenizer(base.path)
     rows = [rows[number] for number in np.random.default_rng(0).permutation(len(rows))[:MOST_PROMPTS]]
-    session = open_session(bundle or base.path, threads=usable_cores())
+    session = open_session(bundle or base.path)
     try:
         cache = Cache(users.folder / "cache", f"{shared.digest} {answers.digest} {bundle}")
         found = read_answers(shared.folded, session, tokenizer, rows, cache)

@@ -42,7 +42,6 @@ from edgealign.personalize.lore import Basis, fit_users, learn_basis
 from edgealign.personalize.recipes import BasisRecipe
 from edgealign.personalize.traits import TRAITS, in_words, known_traits
 from edgealign.progress import say, track
-from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.session import open_session
 
 if TYPE_CHECKING:
@@ -280,7 +279,7 @@ def _read(
     from edgealign.data.encode import encode_prompt
 
     kept, known = Cache(cache, source.digest), dict[tuple[Any, str], Any]()
-    session = open_session(source.path, threads=recipe.threads or usable_cores())
+    session = open_session(source.path, threads=recipe.threads or None)
     try:
         for pair in track(pairs, total=len(pairs), label="reading answers"):
             for text in (pair.chosen, pair.rejected):

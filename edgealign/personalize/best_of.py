@@ -28,7 +28,6 @@ from edgealign.personalize.planted import Person, accuracy
 from edgealign.personalize.recipes import FewShotRecipe
 from edgealign.personalize.text_users import TextUsers, paired_gain
 from edgealign.progress import track
-from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import Session, open_session
 
@@ -67,7 +66,7 @@ def best_of_report(
     report: dict[str, Any] = {"kind": KIND, "prompts": len(asked), "n": recipe.drawn, "runtimes": {}}
     report["kl_nats"] = float(np.log(recipe.drawn) - (recipe.drawn - 1) / recipe.drawn)
     for label, place in sessions.items():
-        session = open_session(place, threads=recipe.threads or usable_cores())
+        session = open_session(place, threads=recipe.threads or None)
         try:
             drawn = draw(recipe, material, session, tokenizer, asked, label)
             row: dict[str, Any] = {

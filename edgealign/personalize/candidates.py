@@ -30,7 +30,6 @@ from edgealign.models.load import load_tokenizer
 from edgealign.personalize.features import Cache, Features, Folded
 from edgealign.personalize.recipes import CandidatesRecipe
 from edgealign.progress import track
-from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import Session, open_session
 
@@ -78,7 +77,7 @@ def run(
     prompts = [prompt for prompt in prompts if len(prompt[-1].content) <= recipe.longest_prompt][: recipe.prompts]
     sampling = Sampling(temperature=recipe.temperature, min_p=recipe.min_p, max_tokens=recipe.max_new_tokens)
     rows: list[Candidates] = []
-    session = open_session(bundle or source.path, threads=recipe.threads or usable_cores())
+    session = open_session(bundle or source.path, threads=recipe.threads or None)
     try:
         for number, prompt in enumerate(track(prompts, total=len(prompts), label="drawing answers")):
             answers: dict[str, None] = {}

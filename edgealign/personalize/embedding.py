@@ -39,7 +39,6 @@ from edgealign.personalize.lore import Fitted, fit_users
 from edgealign.personalize.recipes import TASTE, EmbeddingRecipe
 from edgealign.personalize.tilt import Tilt, sentence_ends, within_budget
 from edgealign.progress import say, track
-from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import Session, open_session
 
@@ -133,7 +132,7 @@ def read_user(
     check_basis(shared, base.digest, basis)
     tokenizer = load_tokenizer(base.path)
     own, facts, provenance = read_choices(choices, user, tokenizer, recipe, least=1)
-    session = open_session(bundle or base.path, threads=recipe.threads or usable_cores())
+    session = open_session(bundle or base.path, threads=recipe.threads or None)
     try:
         projected = np.stack([
             project(shared, session, tokenizer, pair, recipe.max_tokens)
@@ -192,7 +191,7 @@ def _afford(
 
     tokenizer = load_tokenizer(read.base.path)
     tilt = Tilt.of(read.basis, weights, strength=TASTE)
-    session = open_session(bundle or read.base.path, threads=threads or usable_cores())
+    session = open_session(bundle or read.base.path, threads=threads or None)
     try:
         kept, paid = within_budget(
             tilt, session, list(dict.fromkeys(read.prompts))[:ANSWERS], Sampling(max_tokens=ANSWER_TOKENS),

@@ -33,7 +33,6 @@ from edgealign.personalize.recipes import FewShotRecipe
 from edgealign.personalize.text_users import Pool, TextUsers, format_probe, mean_of_worst, paired_gain
 from edgealign.personalize.traits import Whitening
 from edgealign.progress import bar, say
-from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.session import open_session, read_bundle
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def read_material(
     texts = [text for row in rows for text in row.answers]
     prompts = np.array([number for number, row in enumerate(rows) for _ in row.answers])
     features = Features.of_model(source.path)
-    session = open_session(source.path, threads=recipe.threads or usable_cores())
+    session = open_session(source.path, threads=recipe.threads or None)
     try:
         found = read_answers(features, session, tokenizer, rows, Cache(cache, source.digest))
     finally:

@@ -47,4 +47,4 @@ class FspoRecipe:
     max_tokens: int = option(
         1024, ge=16, unit="tokens", help="longest question and answer without the prefix; answers are cut"
     )
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")

@@ -32,7 +32,6 @@ from edgealign.personalize.lora import adapted, encode_trees
 from edgealign.personalize.lowrank import Factors, read_peft, write_peft
 from edgealign.personalize.recipes import LoraBasisRecipe
 from edgealign.progress import say
-from edgealign.runtimes.probe import usable_cores
 from edgealign.runtimes.session import open_session
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def run(recipe: LoraBasisRecipe, *, model: str | Path, basis: str | Path, candid
     check_basis(shared, base.digest, basis)
     answers, rows = read_candidates(candidates)
     tokenizer: Any = load_tokenizer(base.path)
-    session = open_session(base.path, threads=recipe.threads or usable_cores())
+    session = open_session(base.path, threads=recipe.threads or None)
     try:
         found = read_answers(shared.folded, session, tokenizer, rows, Cache(None, ""))
     finally:

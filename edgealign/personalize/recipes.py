@@ -46,7 +46,7 @@ class LoraFitRecipe:
         help="auto: bfloat16 where it is multiplied natively and the model is large enough to gain",
     )
     max_grad_norm: float = option(1.0, gt=0.0, help="gradients are clipped to this norm")
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use. Results repeat for one number")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all. Results repeat for one number")
     seed: int = option(0, ge=0, help="of the LoRA's random half and the order of the choices")
 
 
@@ -97,7 +97,7 @@ class DirectionRecipe:
     )
     held_out: float = option(0.25, gt=0.0, le=0.5, help="share of the choices kept for the check (at least one)")
     max_tokens: int = option(1024, ge=16, unit="tokens", help="longest prompt and answer; answers are cut")
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class BasisRecipe:
     traits: tuple[str, ...] = option((), help="attributes of texts that a user's words may name; none: all")
     max_tokens: int = option(512, ge=8, unit="tokens", help="of a prompt its end, of an answer its beginning")
     skip_bad: int | None = option(None, ge=0, unit="rows", help="how many bad rows may be left out; none refuses any")
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
     seed: int = option(0, ge=0, help="of who is held out")
 
 
@@ -123,7 +123,7 @@ class EmbeddingRecipe:
     prior_precision: float = option(
         1.0, gt=0.0, help="of the prior, whose scale the basis learned: higher moves a user less"
     )
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class CandidatesRecipe:
     temperature: float = option(0.9, gt=0.0, help="of the drawn answers")
     min_p: float = option(0.05, ge=0.0, lt=1.0, help="of the drawn answers")
     max_new_tokens: int = option(128, ge=4, unit="tokens", help="longest answer; a cut one is left out")
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
     seed: int = option(0, ge=0, help="of the prompts, the requests and the answers")
 
 
@@ -193,5 +193,5 @@ class FewShotRecipe:
     temperature: float = option(0.9, gt=0.0, help="of those answers")
     max_new_tokens: int = option(96, ge=4, unit="tokens", help="longest of those answers")
     bootstrap: int = option(2000, ge=100, help="resamples of users for the 95 % intervals")
-    threads: int = option(0, ge=0, help="CPU threads; 0: all this process may use")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
     seed: int = option(0, ge=0, help="of everything")

@@ -28,7 +28,7 @@ from edgealign.runtimes.executorch_adapter import SMALLEST_RANK, read_lora_execu
 from edgealign.runtimes.executorch_names import ADAPTED, FORWARD
 from edgealign.runtimes.executorch_states import EXPORT, open_states
 from edgealign.runtimes.lora_inputs import read_inputs
-from edgealign.runtimes.probe import usable_cores
+from edgealign.runtimes.probe import default_threads
 from edgealign.runtimes.session import check_tokens, read_bundle
 from edgealign.runtimes.tokenizer_file import TokenizerFile
 
@@ -61,7 +61,7 @@ class ExecutorchSession:
         path = Path(path)
         self.file = path if path.suffix == ".pte" else read_bundle(path, check_digests=check_digests).model_file
         self.exact = exact
-        self.threads = threads or usable_cores()
+        self.threads = threads or default_threads(self.file)
         self._tokenizer = TokenizerFile(self.file.with_name(TOKENIZER))
         self._runtime = _load_runtime(self.threads)
         self._program = self._open()

@@ -30,7 +30,7 @@ from edgealign.runtimes.adapter_cache import AdapterCache, check_base
 from edgealign.runtimes.control_vector import find_control_vector, read_control_vector
 from edgealign.runtimes.gguf_adapter import BASE_DIGEST
 from edgealign.runtimes.gguf_header import check_gguf
-from edgealign.runtimes.probe import DRIVEN_VERSION, extra_buffers_work, install_line, usable_cores
+from edgealign.runtimes.probe import DRIVEN_VERSION, default_threads, extra_buffers_work, install_line
 from edgealign.runtimes.session import check_tokens, read_bundle
 from edgealign.runtimes.snapshots import UserMark, pack, unpack
 
@@ -82,7 +82,7 @@ class LlamaSession:
         self.file = path if path.suffix == ".gguf" else read_bundle(path, check_digests=check_digests).model_file
         self._base_digest = check_gguf(self.file).metadata.get(MODEL_DIGEST)
         self._lib = lib = load_library()
-        self.threads = threads or usable_cores()
+        self.threads = threads or default_threads(self.file)
         self.exact = exact
         self.extra_bufts = extra_buffers_work() if extra_bufts is None else extra_bufts
         self._model: int | None = None

@@ -26,7 +26,7 @@ from edgealign.runtimes.onnx_states import (
     read_description,
     save_states,
 )
-from edgealign.runtimes.probe import usable_cores
+from edgealign.runtimes.probe import default_threads
 from edgealign.runtimes.session import Bundle, check_tokens, read_bundle
 from edgealign.runtimes.snapshots import UserMark, pack, unpack
 from edgealign.runtimes.tokenizer_file import TokenizerFile
@@ -69,7 +69,7 @@ class OnnxSession:
         path = Path(path)
         self.file = path if path.suffix == ".onnx" else read_bundle(path, check_digests=check_digests).model_file
         self.exact = exact
-        self.threads = threads or usable_cores()
+        self.threads = threads or default_threads()
         self._tokenizer = TokenizerFile(self.file.with_name(TOKENIZER))
         self._runtime = load_onnxruntime()
         self._config = read_description(self.file.parent)

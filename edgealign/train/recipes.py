@@ -84,7 +84,7 @@ class TrainRecipe:
     )
     gradient_checkpointing: bool = option(False, help="compute activations twice to save memory")
     threads: int = option(
-        0, ge=0, help="CPU threads; 0: all this process may use. Results repeat bit by bit for one number of threads"
+        0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all. Results repeat bit by bit for one number of threads"
     )
     save_every_s: float = option(120.0, ge=0.0, unit="s", help="seconds between checkpoints; 0: no checkpoints by time")
     save_every_steps: int = option(0, ge=0, unit="steps", help="steps between checkpoints; 0: none by steps")

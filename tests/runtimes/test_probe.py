@@ -113,6 +113,30 @@ def test_a_containers_quota_limits_the_usable_cores(tmp_path: Path, monkeypatch:
         assert probe.usable_cores() == cores
 
 
+@pytest.mark.parametrize(
+    ("said", "threads"), [("3", 3), ("3,2", 3), (" 4 ", 4), ("0", None), ("-1", None), ("many", None), ("", None)]
+)
+def test_threads_that_nobody_names_are_those_of_the_environment(
+    said: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert probe.default_threads() == (threads or probe.usable_cores())
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert probe.default_threads() == probe.usable_cores()
+
+
+def test_a_small_file_takes_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "usable_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    small, large = tmp_path / "small.gguf", tmp_path / "large.gguf"
+    small.write_bytes(b"GGUF")
+    with large.open("wb") as file:
+        file.truncate(probe.SMALL_BYTES)
+    assert (probe.default_threads(small), probe.default_threads(large)) == (1, 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert probe.default_threads(small) == 5
+
+
 @pytest.mark.runtime
 def test_this_build_passes_or_fails_its_own_probe() -> None:
     verdict = probe.judge(probe._child_command())
