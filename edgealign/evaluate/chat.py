@@ -68,14 +68,14 @@ def run(
     prompts = all_prompts()
     result: dict[str, Any] = {"prompts": [_describe(prompt) for prompt in prompts], "bundles": {}}
 
-    torch_session = open_session(base.path, threads=recipe.threads)
+    torch_session = open_session(base.path, threads=recipe.threads or None)
     try:
         with bar(total=2 * len(prompts), label="torch answers") as advance:
             talk = Talk(torch_session, tokenizer, recipe, end, advance)
             plain = {how: talk.all([prompt.messages for prompt in prompts], how) for how in PLAIN}
         answers: Mapping[str, list[Answer]] = plain
         for place, (label, path) in enumerate(shipped.items()):
-            session = open_session(path, threads=recipe.threads)
+            session = open_session(path, threads=recipe.threads or None)
             try:
                 with bar(total=(1 + (not place) * len(STYLES)) * len(prompts), label=f"{label} answers") as advance:
                     talk = Talk(session, tokenizer, recipe, end, advance)

@@ -58,7 +58,7 @@ class ChatRecipe:
 
     map: tuple[str, ...] = option((), help="other column names of --data, each as theirs=ours")
     bootstrap: int = option(2000, ge=100, help="resamples of the prompts for the 95 % intervals")
-    threads: int = option(2, ge=1, help="CPU threads")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
     seed: int = option(0, ge=0, help="of sampling and resampling")
 
 

@@ -76,7 +76,7 @@ def run(
         f"{shipped.target} {shipped.quant}": (shipped.path, dict(shipped.adapters)),
     }
     for label, (place, files) in sessions.items():
-        session = open_session(place, threads=recipe.threads)
+        session = open_session(place, threads=recipe.threads or None)
         try:
             found: dict[str, Any] = {"ranking": {}, "answers": {}}
             work = (len(adapters) + 1) * (len(encoded) * recipe.samples + sum(map(len, choices.values())))

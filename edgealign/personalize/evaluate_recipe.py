@@ -20,5 +20,5 @@ class EvaluateRecipe:
     top_p: float = option(0.95, gt=0.0, le=1.0, help="nucleus")
     bootstrap: int = option(2000, ge=100, help="resamples of the prompts for the 95 % intervals")
     examples: int = option(2, ge=0, help="prompts whose answers are printed in the report")
-    threads: int = option(2, ge=1, help="CPU threads")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
     seed: int = option(0, ge=0, help="of sampling and resampling")

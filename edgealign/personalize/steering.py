@@ -85,9 +85,9 @@ def run(recipe: SteeringRecipe, *, model: str | Path, out: Path, bundle: Path | 
     prompts = _spread(all_prompts(), recipe.prompts)
     strengths = tuple(sorted({0.0, *recipe.strengths}))
     tokenizer = load_tokenizer(base.path)
-    plain = open_session(place, threads=recipe.threads)
+    plain = open_session(place, threads=recipe.threads or None)
     try:
-        streams = open_streams(place, threads=recipe.threads)
+        streams = open_streams(place, threads=recipe.threads or None)
         try:
             mixed = MixedSession(streams, find_lead(tokenizer, STYLES[styles[0]].requests[0]), Mixing())
             result = Sweep(plain, mixed, tokenizer, recipe).all(prompts, styles, strengths)

@@ -47,5 +47,5 @@ class SteeringRecipe:
     max_new_tokens: int = option(96, ge=8, unit="tokens", help="longest answer")
     bootstrap: int = option(2000, ge=100, help="resamples of the prompts for the 95 % intervals")
     examples: int = option(3, ge=0, help="prompts whose answers are printed in the report")
-    threads: int = option(2, ge=1, help="CPU threads")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
     seed: int = option(0, ge=0, help="of REAR's candidates and of resampling")
