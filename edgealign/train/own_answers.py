@@ -67,7 +67,7 @@ def run(
     rng.shuffle(prompts)
     kept: list[Conversation] = []
     left_out: Counter[str] = Counter()
-    session = open_session(bundle or source.path, threads=recipe.threads)
+    session = open_session(bundle or source.path, threads=recipe.threads or None)
     asker = _Asker(session, tokenizer, recipe)
     try:
         for number, (messages, answer) in enumerate(track(prompts[: recipe.limit], total=recipe.limit, label="asking")):

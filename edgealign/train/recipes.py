@@ -215,5 +215,5 @@ class OwnAnswersRecipe:
     temperature: float = option(0.7, gt=0.0, help="of the drawn answers")
     second_turns: float = option(0.25, ge=0.0, le=1.0, help="share of the conversations that go on with another prompt")
     max_new_tokens: int = option(96, ge=8, unit="tokens", help="longest answer; one that is cut does not pass")
-    threads: int = option(2, ge=1, help="CPU threads")
+    threads: int = option(0, ge=0, help="CPU threads; 0: OMP_NUM_THREADS, or all")
     seed: int = option(0, ge=0, help="of the drawing of prompts and answers")
