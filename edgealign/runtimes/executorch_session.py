@@ -61,7 +61,7 @@ class ExecutorchSession:
         path = Path(path)
         self.file = path if path.suffix == ".pte" else read_bundle(path, check_digests=check_digests).model_file
         self.exact = exact
-        self.threads = threads or default_threads(self.file)
+        self.threads = threads or default_threads()
         self._tokenizer = TokenizerFile(self.file.with_name(TOKENIZER))
         self._runtime = _load_runtime(self.threads)
         self._program = self._open()

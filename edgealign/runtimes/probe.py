@@ -131,10 +131,10 @@ def usable_cores() -> int:
 def default_threads(model: Path | None = None) -> int:
     """The threads of a runtime whose caller names none: OMP_NUM_THREADS, as in torch, or else the usable cores.
 
-    `model` is the file of a runtime whose threads wait for one another after every operation (llama.cpp, ExecuTorch).
-    A small one has less to share out than the waiting takes: on two cores, with GOMP_SPINCOUNT=1000, the starter (6.6
-    MB) decodes 1145 to 1423 tokens/s in llama.cpp with one thread and 500 to 575 with two; 1080 and 184 where something
-    else wants a core. At 219 MB (LFM2-350M, Q4_0) two are faster, 63 and 45. Between the two nothing was measured.
+    `model` is the file of a runtime whose threads wait for one another after every operation, spinning (llama.cpp). A
+    small one has little to share out: on two cores the starter (6.6 MB) decodes 1275 tokens/s with one thread and 1594
+    with two, but 1146 and 224 beside a busy process, which a page in a browser is. So it takes one. LFM2-350M (219 MB)
+    decodes 37 and 48, beside 35 and 22: it takes all. Between the two nothing was measured (docs/results/neighbour).
     """
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if first.isdecimal() and int(first):
