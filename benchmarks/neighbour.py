@@ -131,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if min(*args.threads, args.rounds, 1) < 1 or args.seconds <= 0:
             given = f"threads {args.threads}, rounds {args.rounds}, seconds {args.seconds:g}"
-            raise UsageError("--threads, --rounds, --seconds", f"{given}: below 1", "give 1 or more")
+            said = "give 1 or more, seconds above 0"
+            raise UsageError("--threads, --rounds, --seconds", f"{given}: one is too small", said)
         if len({path.resolve().name for path in args.bundles}) < len(args.bundles):
             raise UsageError("bundles", "two have one name", "copy one under another name")
         result = measure(args.bundles, args.threads, args.rounds, args.seconds)

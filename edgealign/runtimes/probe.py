@@ -34,7 +34,7 @@ TIMEOUT_S = 60.0
 # A shell-like command to run in place of the child; tests put one here that really dies.
 COMMAND_VARIABLE = "EDGEALIGN_PROBE_COMMAND"
 CACHE_VARIABLE = "EDGEALIGN_CACHE"
-SMALL_BYTES = 32 << 20
+SMALL_BYTES = 32 << 20  # of a model file that one thread decodes; see default_threads
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 # Rows of 256 and 512: a multiple of every repacking and AMX tile width, so that those kernels are what runs.
@@ -133,8 +133,8 @@ def default_threads(model: Path | None = None) -> int:
 
     `model` is the file of a runtime whose threads wait for one another after every operation, spinning (llama.cpp). A
     small one has little to share out: on two cores the starter (6.6 MB) decodes 1275 tokens/s with one thread and 1594
-    with two, but 1146 and 224 beside a busy process, which a page in a browser is. So it takes one. LFM2-350M (219 MB)
-    decodes 37 and 48, beside 35 and 22: it takes all. Between the two nothing was measured (docs/results/neighbour).
+    with two, but 1146 and 224 beside a busy process. So it takes one. LFM2-350M (219 MB) decodes 37 and 48, beside 35
+    and 22: it takes all. Between the two nothing was measured (docs/results/neighbour).
     """
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if first.isdecimal() and int(first):

@@ -22,6 +22,7 @@ from edgealign.models.load import load_model
 from edgealign.personalize.adapter import check_adapter_base
 from edgealign.runtimes.adapter_cache import check_base
 from edgealign.runtimes.control_vector import find_control_vector, read_control_vector, steer
+from edgealign.runtimes.probe import default_threads
 from edgealign.runtimes.snapshots import UserMark, pack, unpack
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class TorchSession:
     def __init__(self, path: Path, *, threads: int | None = None, dtype: str = "float32") -> None:
         import torch
 
-        if threads is not None:
-            torch.set_num_threads(threads)
+        # torch's own number knows physical cores and OMP_NUM_THREADS, but no container's quota
+        torch.set_num_threads(threads or min(torch.get_num_threads(), default_threads()))
         self.path = Path(path)
         self._torch = torch
         self._model: Any = load_model(path, dtype=dtype)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgealign.errors import InputError, UsageError
+from edgealign.runtimes import probe
 from edgealign.runtimes.session import Scorer, Session, open_session
 from edgealign.runtimes.torch_session import TorchSession
 
@@ -159,3 +160,19 @@ def test_a_directory_without_an_adapter_is_refused(session: TorchSession, tmp_pa
 def test_tokens_outside_the_vocabulary_are_refused(session: TorchSession, tokens: list[int]) -> None:
     with pytest.raises(UsageError):
         session.prefill(tokens)
+
+
+def test_threads_that_nobody_names_are_no_more_than_a_container_grants(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(probe, "usable_cores", lambda: 1)
+    try:
+        torch.set_num_threads(2)
+        assert TorchSession(tiny_model, threads=2).info()["n_threads"] == 2
+        assert TorchSession(tiny_model).info()["n_threads"] == 1
+    finally:
+        torch.set_num_threads(before)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-# Debian builds both from the same source. The shell has no windows: a fresh profile and a loaded page take 0.4 s
-# in it and 0.8 s in the whole browser (medians of 14 on two cores), the suite 218 s and 367 s.
+# Debian builds both from the same source. The shell has no windows: a fresh profile and a loaded page take 0.4 to
+# 0.6 s in it and 0.9 to 1.0 s in the whole browser (two times 14 on two cores), the suite 218 s and 367 s (once each).
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser")
 MISSING = "chromium is not installed: apt-get install chromium-headless-shell"
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from chromium import find  # beside this file
 from playwright.sync_api import sync_playwright
 
 WAIT_MS = 300_000
@@ -45,7 +45,7 @@ def main(bundle: Path, folder: Path) -> None:
         tempfile.TemporaryDirectory() as home, serving(bundle, Path(home)) as (address, server),
         sync_playwright() as driver,
     ):  # fmt: skip
-        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=find(), args=["--no-sandbox"])
         take(browser, address, server, folder)
         browser.close()
 

@@ -215,6 +215,7 @@ def test_quick_clicks_end_where_the_last_one_went(talk: Talk, starter: Served) -
         with talk.page.expect_response(f"**/api/conversations/{slow}"):
             each.continue_()
     talk.page.wait_for_timeout(100)
+    assert len(held) == 2
     assert talk.answers.all_inner_texts() == ["Second answer"]
     assert quick in talk.page.url
 
