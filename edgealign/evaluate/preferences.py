@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from edgealign.evaluate.loops import is_doom_loop, repeated_share
 from edgealign.evaluate.recipes import PreferencesRecipe
 from edgealign.evaluate.win_rate import win_rate
 from edgealign.judges.judge import open_judge, verdict
-from edgealign.progress import track
+from edgealign.progress import bar
 
 
 def run(
@@ -141,27 +141,29 @@ def answer_all(
     """A greedy answer to every prompt: its text, length in tokens, whether it ended, and whether it loops."""
     from edgealign.data.encode import encode_prompt, end_of_turn_id
     from edgealign.models.load import load_tokenizer
-    from edgealign.runtimes.generate import GREEDY, generate
-    from edgealign.runtimes.recipes import Sampling
+    from edgealign.runtimes.generate import GREEDY
     from edgealign.runtimes.session import open_session
+    from edgealign.runtimes.together import generate_together
 
     tokenizer = load_tokenizer(model)
-    end = end_of_turn_id(tokenizer)
-    sampling = Sampling(**{**asdict(GREEDY), "max_tokens": recipe.max_new_tokens})
-    rows = []
+    asked = [encode_prompt(tokenizer, prompt, typed=True) for prompt in prompts]
+    samplings = [replace(GREEDY, max_tokens=recipe.max_new_tokens)] * len(asked)
     session = open_session(model, threads=recipe.threads or None)
     try:
-        for prompt in track(prompts, total=len(prompts), label="answering"):
-            session.reset()
-            said = generate(session, encode_prompt(tokenizer, prompt, typed=True), sampling=sampling, stop={end})
-            rows.append({
-                "prompt": prompt[-1].content, "text": str(tokenizer.decode(said.tokens)).strip(),
-                "tokens": len(said.tokens), "ended": said.finish == "stop", "loop": is_doom_loop(said.tokens),
-                "repeated": repeated_share(said.tokens),
-            })  # fmt: skip
+        with bar(total=len(prompts), label="answering") as advance:
+            answers = generate_together(
+                session, asked, samplings, stop={end_of_turn_id(tokenizer)}, on_answer=lambda: advance(1, "")
+            )
     finally:
         session.close()
-    return rows
+    return [
+        {
+            "prompt": prompt[-1].content, "text": str(tokenizer.decode(said.tokens)).strip(),
+            "tokens": len(said.tokens), "ended": said.finish == "stop", "loop": is_doom_loop(said.tokens),
+            "repeated": repeated_share(said.tokens),
+        }
+        for prompt, said in zip(prompts, answers, strict=True)
+    ]  # fmt: skip
 
 
 def measure_writing(

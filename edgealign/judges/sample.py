@@ -10,11 +10,11 @@ that were cut, or hold a control token, are no candidates. Every pair keeps its 
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ from edgealign.judges.judge import Judge, open_judge
 from edgealign.judges.recipes import SampleRecipe
 from edgealign.judges.rejection import accept
 from edgealign.models.load import load_tokenizer
-from edgealign.progress import say, track
-from edgealign.runtimes.generate import generate
+from edgealign.progress import bar, say
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import Session, open_session
+from edgealign.runtimes.together import generate_together
 
 
 @dataclass(frozen=True)
@@ -133,37 +133,36 @@ def _draw(
 ) -> list[list[str]]:
     """The model's answers to each prompt, without those that were cut and without doubles."""
     tokenizer = load_tokenizer(model)
+    sampling = Sampling(temperature=recipe.temperature, min_p=recipe.min_p, max_tokens=recipe.max_new_tokens)
+    asked = [
+        (messages, replace(sampling, seed=(recipe.seed * 1_000_003 + number) * 97 + place))
+        for number, messages in enumerate(prompts) for place in range(recipe.samples)
+    ]  # fmt: skip
     session = open_session(bundle or model, threads=recipe.threads or None)
     try:
-        return [
-            _answers(recipe, session, tokenizer, messages, recipe.seed * 1_000_003 + number)
-            for number, messages in enumerate(track(prompts, total=len(prompts), label="drawing answers"))
-        ]
+        said = iter(draw_answers(session, tokenizer, asked))
     finally:
         session.close()
-
-
-def _answers(
-    recipe: SampleRecipe, session: Session, tokenizer: Any, messages: tuple[Message, ...], seed: int
-) -> list[str]:
-    sampling = Sampling(temperature=recipe.temperature, min_p=recipe.min_p, max_tokens=recipe.max_new_tokens)
-    seeds = [seed * 97 + number for number in range(recipe.samples)]
-    return draw_answers(session, tokenizer, messages, sampling, seeds)
+    return [list(dict.fromkeys(filter(None, islice(said, recipe.samples)))) for _ in prompts]
 
 
 def draw_answers(
-    session: Session, tokenizer: Any, messages: Sequence[Message], sampling: Sampling, seeds: Sequence[int]
-) -> list[str]:
-    """One answer a seed, without doubles and without those that were cut or hold a control token."""
-    ids, end = encode_prompt(tokenizer, messages, typed=True), end_of_turn_id(tokenizer)
-    found: dict[str, None] = {}
-    for seed in seeds:
-        session.reset()
-        said = generate(session, ids, sampling=dataclasses.replace(sampling, seed=seed), stop={end})
-        text = str(tokenizer.decode(said.tokens)).strip()
-        if said.finish == "stop" and text and not facts_of(tokenizer).control.search(text):
-            found[text] = None
-    return list(found)
+    session: Session, tokenizer: Any, asked: Sequence[tuple[Sequence[Message], Sampling]], *,
+    label: str = "drawing answers",
+) -> list[str | None]:
+    """An answer to each conversation; None where it was cut, is empty or holds a control token."""
+    prompts = [encode_prompt(tokenizer, messages, typed=True) for messages, _ in asked]
+    samplings = [sampling for _, sampling in asked]
+    with bar(total=len(asked), label=label) as advance:
+        answers = generate_together(
+            session, prompts, samplings, stop={end_of_turn_id(tokenizer)}, on_answer=lambda: advance(1, "")
+        )
+    texts = [str(tokenizer.decode(said.tokens)).strip() for said in answers]
+    control = facts_of(tokenizer).control
+    return [
+        text if said.finish == "stop" and text and not control.search(text) else None
+        for said, text in zip(answers, texts, strict=True)
+    ]
 
 
 def _judge(

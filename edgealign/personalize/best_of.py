@@ -11,7 +11,8 @@ Shape legend: U users, P prompts, n answers of a prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ from edgealign.personalize.lore_head import Lore
 from edgealign.personalize.planted import Person, accuracy
 from edgealign.personalize.recipes import FewShotRecipe
 from edgealign.personalize.text_users import TextUsers, paired_gain
-from edgealign.progress import track
 from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import Session, open_session
 
@@ -89,10 +89,15 @@ def draw(
 ) -> Drawn:
     """n answers of this runtime to each prompt, read by itself; a prompt that gives fewer is left out."""
     sampling = Sampling(temperature=recipe.temperature, min_p=0.05, max_tokens=recipe.max_new_tokens)
+    tries = 2 * recipe.drawn
+    plan = [
+        (each.prompt, replace(sampling, seed=(recipe.seed * 1_000_003 + number) * 997 + place))
+        for number, each in enumerate(asked) for place in range(tries)
+    ]  # fmt: skip
+    said = iter(draw_answers(session, tokenizer, plan, label=f"{label}: drawing"))
     rows: list[Candidates] = []
-    for number, each in enumerate(track(asked, total=len(asked), label=f"{label}: drawing")):
-        seeds = [(recipe.seed * 1_000_003 + number) * 997 + place for place in range(2 * recipe.drawn)]
-        answers = draw_answers(session, tokenizer, each.prompt, sampling, seeds)
+    for each in asked:
+        answers = list(dict.fromkeys(filter(None, islice(said, tries))))
         if len(answers) >= recipe.drawn:
             rows.append(Candidates(each.prompt, tuple(answers[: recipe.drawn])))
     shape = (len(rows), recipe.drawn, -1)

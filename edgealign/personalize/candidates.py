@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,34 +64,33 @@ def run(
     refuse_existing(Path(out))
     source = open_model(model)
     tokenizer = load_tokenizer(source.path)
-    asked: dict[tuple[Message, ...], None] = {}
+    known: dict[tuple[Message, ...], None] = {}
     inputs = [source.as_input("model")]
     for loaded in read_all(sources, mapping={}, skip_bad=None):
         inputs.append(file_input("data", loaded.source, loaded.digest))
         found = [question(row) for row in loaded.rows]
-        asked.update({each[0][-1:]: None for each in found if each and each[0][-1].role == "user"})
-    if not asked:
+        known.update({each[0][-1:]: None for each in found if each and each[0][-1].role == "user"})
+    if not known:
         raise InputError(", ".join(map(str, sources)), "has no prompts", "give conversations or pairs")
-    prompts = list(asked)
+    prompts = list(known)
     rng = random.Random(recipe.seed)
     rng.shuffle(prompts)
     prompts = [prompt for prompt in prompts if len(prompt[-1].content) <= recipe.longest_prompt][: recipe.prompts]
     sampling = Sampling(temperature=recipe.temperature, min_p=recipe.min_p, max_tokens=recipe.max_new_tokens)
-    rows: list[Candidates] = []
+    asked = []
+    for number, prompt in enumerate(prompts):
+        for place in range(recipe.answers):
+            styled = rng.random() < recipe.styled
+            request = rng.choice(STYLES[rng.choice(list(STYLES))].requests) if styled else None
+            messages = (Message("system", request), *prompt) if request else prompt
+            asked.append((messages, replace(sampling, seed=(recipe.seed * 1_000_003 + number) * 97 + place)))
     session = open_session(bundle or source.path, threads=recipe.threads or None)
     try:
-        for number, prompt in enumerate(track(prompts, total=len(prompts), label="drawing answers")):
-            answers: dict[str, None] = {}
-            for place in range(recipe.answers):
-                styled = rng.random() < recipe.styled
-                request = rng.choice(STYLES[rng.choice(list(STYLES))].requests) if styled else None
-                messages = (Message("system", request), *prompt) if request else prompt
-                seed = (recipe.seed * 1_000_003 + number) * 97 + place
-                answers.update(dict.fromkeys(draw_answers(session, tokenizer, messages, sampling, [seed])))
-            if len(answers) > 1:
-                rows.append(Candidates(prompt, tuple(answers)))
+        said = iter(draw_answers(session, tokenizer, asked))
     finally:
         session.close()
+    each = [(prompt, tuple(dict.fromkeys(filter(None, islice(said, recipe.answers))))) for prompt in prompts]
+    rows = [Candidates(prompt, answers) for prompt, answers in each if len(answers) > 1]
     if not rows:
         raise InputError(f"{len(prompts)} prompts", "got no two answers that end", "train the model more")
     with publish(out, kind="dataset", format="jsonl", stage="candidates", recipe=recipe, inputs=inputs) as draft:

@@ -87,7 +87,6 @@ def run(
                     for user, triples in choices.items():
                         found["ranking"][name][user] = rank_choices(session, triples).margins
                         advance(len(triples), name)
-                    session.reset()
                     answers = _answers(session, encoded, recipe, stop={end_of_turn_id(tokenizer)}, advance=advance)
                     found["answers"][name] = [[tokenizer.decode(ids) for ids in group] for group in answers]
         finally:
@@ -111,25 +110,23 @@ def _answers(
     session: Any, prompts: Sequence[Sequence[int]], recipe: EvaluateRecipe, *, stop: set[int], advance: Any
 ) -> list[list[Sequence[int]]]:
     """`samples` answers to every prompt; the same seeds for every adapter, so differences are the adapter's."""
-    from edgealign.runtimes.generate import generate
     from edgealign.runtimes.recipes import Sampling
+    from edgealign.runtimes.together import generate_together
 
-    answers: list[list[Sequence[int]]] = []
-    for number, prompt in enumerate(prompts):
-        group: list[Sequence[int]] = []
-        for sample in range(recipe.samples):
-            session.reset()
-            sampling = Sampling(
-                max_tokens=recipe.max_new_tokens,
-                temperature=recipe.temperature,
-                top_p=recipe.top_p,
-                min_p=0.0,
-                repetition_penalty=1.0,
-                seed=recipe.seed + 1000 * number + sample,
-            )
-            group.append(generate(session, prompt, sampling=sampling, stop=stop).tokens)
-            advance(1, "")
-        answers.append(group)
+    plan = [(number, sample) for number in range(len(prompts)) for sample in range(recipe.samples)]
+    samplings = [
+        Sampling(
+            max_tokens=recipe.max_new_tokens, temperature=recipe.temperature, top_p=recipe.top_p, min_p=0.0,
+            repetition_penalty=1.0, seed=recipe.seed + 1000 * number + sample,
+        )
+        for number, sample in plan
+    ]  # fmt: skip
+    said = generate_together(
+        session, [prompts[number] for number, _ in plan], samplings, stop=stop, on_answer=lambda: advance(1, "")
+    )
+    answers: list[list[Sequence[int]]] = [[] for _ in prompts]
+    for (number, _), each in zip(plan, said, strict=True):
+        answers[number].append(each.tokens)
     return answers
 
 

@@ -24,6 +24,7 @@ from edgealign.runtimes.adapter_cache import check_base
 from edgealign.runtimes.control_vector import find_control_vector, read_control_vector, steer
 from edgealign.runtimes.probe import default_threads
 from edgealign.runtimes.snapshots import UserMark, pack, unpack
+from edgealign.runtimes.torch_rows import TorchRows
 
 if TYPE_CHECKING:
     from edgealign.runtimes.session import Logits
@@ -68,6 +69,12 @@ class TorchSession:
         """Logits (T, V) after each token of one pass without a cache; leaves the state empty."""
         self.reset()
         return self._numpy(self._forward(tokens, use_cache=False).logits[0])
+
+    def rows(self, prompts: Sequence[Sequence[int]]) -> TorchRows:
+        """The prompts side by side, apart from the session's own state."""
+        for prompt in prompts:
+            self._check(prompt)
+        return TorchRows(self._model, prompts)
 
     def set_user(self, adapter: Path | None) -> None:
         self.reset()
@@ -143,13 +150,16 @@ class TorchSession:
         }
 
     def _forward(self, tokens: Sequence[int], **options: Any) -> Any:
+        self._check(tokens)
+        with self._torch.inference_mode():
+            return self._model(input_ids=self._torch.tensor([list(tokens)]), **options)
+
+    def _check(self, tokens: Sequence[int]) -> None:
         if not len(tokens):
             raise UsageError("prompt", "is empty", "give at least one token")
         if min(tokens) < 0 or max(tokens) >= self.vocab:
             wrong = next(token for token in tokens if not 0 <= token < self.vocab)
             raise UsageError(wrong, f"is outside the vocabulary of {self.vocab}", "encode with this tokenizer")
-        with self._torch.inference_mode():
-            return self._model(input_ids=self._torch.tensor([list(tokens)]), **options)
 
     def _numpy(self, values: Any) -> Logits:
         return np.array(values.to(self._torch.float32).numpy(), dtype=np.float32)
