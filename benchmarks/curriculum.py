@@ -41,7 +41,7 @@ from edgealign.train.examples import Examples, load_documents
 from edgealign.train.log import LOG_FILE
 from edgealign.train.precision import choose_precision, count_parameters, fixed_threads
 from edgealign.train.recipes import SftRecipe
-from edgealign.train.scoring import Passes
+from edgealign.train.scoring import Passes, tokens_of_pass
 
 ORDERS = ("shuffled", "easy_to_hard", "hard_to_easy")
 PARTS = ("all", "easy", "middle", "hard")
@@ -288,7 +288,8 @@ def _load(source: Artifact, recipe: SftRecipe) -> tuple[Any, Passes]:
     model: Any = load_model(source.path)
     model.to(processes.device())
     precision = choose_precision(recipe.precision, lora=False, n_parameters=count_parameters(model))
-    return model, Passes.of(model, precision, tokens_per_pass=recipe.tokens_per_pass)
+    tokens = recipe.tokens_per_pass or tokens_of_pass(model, lora=recipe.lora)
+    return model, Passes.of(model, precision, tokens_per_pass=tokens)
 
 
 def _sd(values: Sequence[float]) -> float:

@@ -97,7 +97,7 @@ def profile(args: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
     from edgealign.train.layout import pair
     from edgealign.train.precision import choose_precision
     from edgealign.train.recipes import PreferenceRecipe
-    from edgealign.train.scoring import Passes, score
+    from edgealign.train.scoring import Passes, score, tokens_of_pass
     from edgealign.train.speed import matmul_flops
     from edgealign.train.tasks import PerToken, PreferenceTask
     from edgealign.train.trainer import fit
@@ -117,7 +117,7 @@ def profile(args: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
         batch_size=args.batch, learning_rate=1e-5, schedule="constant", warmup_share=0.0, lora=lora,
         precision=args.dtype, save_every_s=0.0,
     )  # fmt: skip
-    passes = Passes.of(network, precision, tokens_per_pass=recipe.tokens_per_pass)
+    passes = Passes.of(network, precision, tokens_per_pass=tokens_of_pass(network, lora=lora))
     memory["model"] = peak_bytes()
     start_s = time.process_time()
     reference = PerToken.of(score(network, trees, passes), trees)

@@ -55,7 +55,7 @@ def run(
     from edgealign.train.held_out import rank_pairs
     from edgealign.train.layout import pair
     from edgealign.train.precision import choose_precision, fixed_threads
-    from edgealign.train.scoring import Passes
+    from edgealign.train.scoring import Passes, tokens_of_pass
 
     out = Path(out)
     refuse_existing(out)
@@ -78,7 +78,8 @@ def run(
         )
         share = len(fitted) / (len(fitted) + recipe.prior_strength)
         direction = share * recipe.strength * contrast(network, fitted, layer)
-        passes = Passes.of(network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=2048)
+        single = choose_precision("float32", lora=True, n_parameters=0)
+        passes = Passes.of(network, single, tokens_per_pass=tokens_of_pass(network, lora=True))
         trees = [pair(*row) for row in held_out]
         before = rank_pairs(network, trees, passes, label="ranking the held-out choices")
         gauge = Gauge.of(network, tok, [prompt for prompt, _, _ in fitted], base.path)

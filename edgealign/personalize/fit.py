@@ -27,9 +27,9 @@ from edgealign.personalize.recipes import LoraFitRecipe
 from edgealign.progress import bar
 from edgealign.train.layout import Batch, Tree, lay_out
 from edgealign.train.logprobs import token_logprobs
+from edgealign.train.scoring import tokens_of_pass
 from edgealign.train.shortconv import kernel_width, tree_rows
 
-TOKENS_PER_PASS = 2048  # activations of the LFM2-350M shape: about 1 MiB per token in bfloat16
 ATTENTION_TOKENS = 6000.0  # tokens of a row at which attention costs as much as the layers' products, roughly
 
 
@@ -66,14 +66,14 @@ def fit(
     steps = [batch for epoch in batches for batch in epoch]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(steps))
-    width = kernel_width(model)
+    width, tokens = kernel_width(model), tokens_of_pass(model, lora=True)
     device = parameters[0].device
     rows: list[Step] = []
     with tree_rows(model), bar(total=len(steps), label="fitting") as advance:
-        reference = _score([i for i in range(len(trees)) if i not in steps[0]], model, trees, width)
+        reference = _score([i for i in range(len(trees)) if i not in steps[0]], model, trees, width, tokens)
         for chosen in steps:
             row = torch.zeros(len(fields(Step)), dtype=torch.float64)
-            for group in passes([trees[i].n_tokens for i in chosen]):
+            for group in passes([trees[i].n_tokens for i in chosen], tokens):
                 indices = [chosen[i] for i in group.examples]
                 batch = _batch(trees, indices, group.rows, width).to(device)
                 logps = token_logprobs(model, batch)
@@ -103,7 +103,7 @@ class Pass:
     rows: list[list[int]]
 
 
-def passes(n_tokens: Sequence[int], budget: int = TOKENS_PER_PASS) -> list[Pass]:
+def passes(n_tokens: Sequence[int], budget: int) -> list[Pass]:
     """Split examples into forward passes, and each pass into the rows that cost least.
 
     One long row has no padding but attention over everything; a row each has the least attention but padding up to
@@ -148,11 +148,13 @@ def _batch(trees: Sequence[Tree], indices: Sequence[int], rows: Sequence[Sequenc
     return lay_out(laid, kernel=width)
 
 
-def _score(indices: Sequence[int], model: Any, trees: Sequence[Tree], width: int) -> dict[int, Tensor]:
+def _score(
+    indices: Sequence[int], model: Any, trees: Sequence[Tree], width: int, tokens: int
+) -> dict[int, Tensor]:
     """Log-probabilities of the learned tokens, per example, before anything was learned."""
     found: dict[int, Tensor] = {}
     with torch.no_grad():
-        for group in passes([trees[i].n_tokens for i in indices]) if indices else []:
+        for group in passes([trees[i].n_tokens for i in indices], tokens) if indices else []:
             members = [indices[i] for i in group.examples]
             batch = _batch(trees, members, group.rows, width).to(next(model.parameters()).device)
             logps = token_logprobs(model, batch)

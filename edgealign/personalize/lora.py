@@ -67,7 +67,7 @@ def run(
     from edgealign.plan import count_parameters
     from edgealign.train.held_out import rank_pairs
     from edgealign.train.precision import choose_precision, fixed_threads
-    from edgealign.train.scoring import Passes
+    from edgealign.train.scoring import Passes, tokens_of_pass
 
     out = Path(out)
     refuse_existing(out)
@@ -88,7 +88,8 @@ def run(
         precision = choose_precision(recipe.precision, lora=True, n_parameters=count_parameters(base.path))
         network, layers, coverage = adapted(recipe, base.path, precision.weights, shared, along=start is not None)
         say(f"user {name}: {len(own.fitted)} choices to learn, {len(own.held_out)} to check")
-        passes = Passes.of(network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=2048)
+        single = choose_precision("float32", lora=True, n_parameters=0)
+        passes = Passes.of(network, single, tokens_per_pass=tokens_of_pass(network, lora=True))
         held_out = encode_trees(tokenizer, own.held_out, recipe)
         before = rank_pairs(network, held_out, passes, label="ranking the held-out choices")
         if start is not None:  # other users' may be worse for this one than nobody's

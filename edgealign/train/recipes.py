@@ -80,7 +80,8 @@ class TrainRecipe:
         "auto", choices=("auto", "float32", "bfloat16"), help="of the published weights; auto: as the input model's"
     )
     tokens_per_pass: int = option(
-        2048, ge=16, unit="tokens", help="tokens in one forward pass; a step takes as many passes as it needs"
+        0, ge=0, unit="tokens",
+        help="tokens in one forward pass, of which a step takes many; 0: 2048, with a LoRA as few as cost no time",
     )
     gradient_checkpointing: bool = option(False, help="compute activations twice to save memory")
     threads: int = option(

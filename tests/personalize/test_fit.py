@@ -166,7 +166,7 @@ def test_the_gradient_does_not_depend_on_how_the_passes_are_cut(
 
     results = []
     for budget in (4096, 1):
-        monkeypatch.setattr(module, "passes", lambda n_tokens, budget=budget: passes(n_tokens, budget))
+        monkeypatch.setattr(module, "passes", lambda n_tokens, _, budget=budget: passes(n_tokens, budget))
         network, layers = adapted(tiny_model)
         learn(network, layers, random_trees(5))
         results.append(torch.cat([layer.user.b.flatten() for layer in layers.values()]))
@@ -184,7 +184,7 @@ def test_passes_hold_every_example_once_within_the_budget(lengths: list[int]) ->
 
 
 def test_examples_of_one_length_get_a_row_each(tiny_model: Path) -> None:
-    (one,) = passes([250] * 8)
+    (one,) = passes([250] * 8, 2048)
     assert len(one.rows) == 8
 
 

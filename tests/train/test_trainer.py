@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from edgealign.errors import CheckFailed
+from edgealign.models.shapes import SHAPES
 from edgealign.objectives.table import find
 from edgealign.train import trainer as trainer_module
 from edgealign.train.checkpoints import MARKER, newest_complete
@@ -18,7 +19,7 @@ from edgealign.train.layout import document, pair
 from edgealign.train.log import LOG_FILE, TENSORBOARD_FILE
 from edgealign.train.precision import Precision
 from edgealign.train.recipes import PreferenceRecipe, SftRecipe
-from edgealign.train.scoring import Passes, evaluate, score
+from edgealign.train.scoring import Passes, evaluate, score, tokens_of_pass
 from edgealign.train.tasks import PerToken, PreferenceTask, SftTask
 from edgealign.train.trainer import AlignTrainer, fit, learning_rate_share, plan_steps, warn_few_steps
 
@@ -27,6 +28,17 @@ FLOAT32 = Precision("float32", "float32", False)
 
 def passes_of(model, tokens_per_pass=64):
     return Passes.of(model, FLOAT32, tokens_per_pass=tokens_per_pass)
+
+
+@pytest.mark.parametrize(("shape", "lora", "tokens_"), [
+    ("lfm2-350m", True, 256), ("lfm2-350m", False, 2048), ("starter", True, 2048), ("tiny", True, 2048),
+])  # fmt: skip
+def test_a_pass_of_a_lora_is_as_small_as_its_activations_ask(shape, lora, tokens_):
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(SHAPES[shape].config())
+    assert tokens_of_pass(model, lora=lora) == tokens_
 
 
 @pytest.fixture
