@@ -4,23 +4,25 @@
     python benchmarks/objectives.py --data ../shared/data --objectives ln_dpo dpo ld_dpo --seeds 1 --pairs 100
     python benchmarks/objectives.py --from docs/results/objectives/result.json more/result.json     # no training
 
+What an objective reads beside a pair is made of labels, judge and starting model (objectives_pairs.py). The second
+model of mrpo, and the iterate that inpo_nash goes on from, is the starter after dpo on other pairs.
+
 Every run starts from the same model (the starter), sees the same pairs of UKPConvArg1 and HH (a seed draws which, and
 which labels are flipped) for the same number of steps at the same learning rate, and has its objective's own defaults.
 Measured on held-out, clean pairs: ranking accuracy; on their prompts, greedy answers: length, doom loops, and the win
 rate over the starting model with length taken out, judged by a reward head that was fitted on other pairs; and how far
 the model has gone: KL on the data's tokens, displacement of the chosen answers, perplexity of other text.
 
-All 132 runs on the shared data take about 100 minutes on 2 cores in use, as two processes with half of the objectives
-each. A run that is finished is not made again, and a directory of runs is kept for the settings that made them. `--out`
-gets table.md, result.json and objectives.png. `--from` makes them again of results, or of several that have settings,
-start and judge in common.
+A run on the shared data takes about 90 seconds of one core; two processes can share a --work once it holds pairs,
+text, judge and model "other". A run that is finished is not made again, and a directory of runs is kept for the
+settings that made them. `--out` gets table.md, result.json and objectives.png. `--from` makes them again of results,
+or of several that have settings, start and judge in common.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import sys
 import time
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from objectives_pairs import add_columns, columns_of, draw_pairs, remember
 from objectives_report import merge, render, write
 
 from edgealign.artifact import open_artifact, open_model, write_atomic
@@ -45,19 +48,13 @@ from edgealign.evaluate.recipes import PreferencesRecipe
 from edgealign.judges import reward
 from edgealign.judges.judge import Judge, open_judge
 from edgealign.judges.recipes import RewardRecipe
-from edgealign.objectives.table import find
+from edgealign.objectives.table import Objective, find, trainable
 from edgealign.progress import say
 from edgealign.train import preference
 from edgealign.train.recipes import PreferenceRecipe
 
 SOURCES = ("ukpconvarg1/majority_pairs_dpo.jsonl.gz", "hh_rlhf/dev_pairs.jsonl.gz")
 TEXT = "storybooks_en/stories.jsonl.gz"
-# What differs most; all that a recipe can name may be given. lcpo_latent reads an annotator: here each source is one.
-CHOSEN = (
-    "ln_dpo", "dpo", "ld_dpo", "rdpo_length", "simpo", "alpha_dpo_margin", "ipo_mean", "ipo_sum", "hinge", "cdpo",
-    "rdpo_robust", "lcpo_latent", "ada_dpo", "minor_dpo", "exo_pair", "apo_anchored_zero", "ln_apo_zero",
-    "rpo_regularized", "iterative_reasoning_rpo", "nca", "bco", "sppo_hard",
-)  # fmt: skip
 FLIPPED = (0.0, 0.2)
 # Of the starter, 24 steps of 16 clean pairs: at 5e-5 log-ratios moved by 0.004 nats a token and answers hardly; at 2e-4
 # dpo, ln_dpo and hinge rank 67, 62 and 67 % of held-out pairs right by their own log-ratios, while the perplexity of
@@ -80,8 +77,8 @@ class Run:
 
 
 def material(args: argparse.Namespace) -> dict[str, Path]:
-    """Pairs to train on, pairs to fit the judge on, pairs to measure on, text; prepared once."""
-    found = {name: args.work / name for name in ("pairs", "text", "judge")}
+    """Pairs to train on, pairs to fit the judge on, pairs to measure on, text, a second model; prepared once."""
+    found = {name: args.work / name for name in ("pairs", "text", "judge", "other")}
     if not found["pairs"].is_dir():
         recipe = PrepareRecipe(form="pair", limit=args.drawn, max_chars=args.max_chars, valid=0.25, skip_bad=9)
         prepare.run(recipe, sources=[args.data / name for name in SOURCES], out=found["pairs"])
@@ -97,6 +94,10 @@ def material(args: argparse.Namespace) -> dict[str, Path]:
     if not found["judge"].is_dir():
         settings = RewardRecipe(threads=args.threads)
         reward.run(settings, model=args.model, data=[str(args.work / "judge.jsonl")], out=found["judge"])
+    if not found["other"].is_dir() and any(find(name).second_model for name in args.objectives):
+        _write_rows(args.work / "other.jsonl", rows[half : half + args.pairs])
+        data = [str(args.work / "other.jsonl")]
+        preference.run(recipe_of("dpo", 0, args), model=args.model, data=data, out=found["other"])
     return {**found, "train": args.work / "train.jsonl"}
 
 
@@ -106,17 +107,17 @@ def measure(run: Run, args: argparse.Namespace, given: Mapping[str, Path], start
     if file.is_file():
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return known
-    data, out = args.work / "data" / f"{run.flipped:g}-{run.seed}.jsonl", args.work / "models" / run.name
-    if not data.is_file():
-        _write_rows(data, draw_pairs(_rows(given["train"]), args.pairs, run.flipped, run.seed))
-    recipe = PreferenceRecipe(
-        objective=run.objective, epochs=1, batch_size=16, learning_rate=args.learning_rate, max_tokens=512,
-        valid_fraction=0.0, seed=run.seed, threads=args.threads,
-    )  # fmt: skip
+    entry, out = find(run.objective), args.work / "models" / run.name
+    model, second = (args.model, given["other"]) if entry.second_model else (args.model, None)
+    if entry.second_model == "previous":  # the iterate to go on from
+        model, second = second, model
     result: dict[str, Any] = {"objective": run.objective, "flipped": run.flipped, "seed": run.seed, "failed": None}
     try:
         shutil.rmtree(out, ignore_errors=True)
-        made = preference.run(recipe, model=args.model, data=[str(data)], out=out)
+        made = preference.run(
+            recipe_of(run.objective, run.seed, args), model=model, data=[str(rows_of(run, entry, args, given, start))],
+            out=out, second=second,
+        )  # fmt: skip
         result["beta"] = made.meta["beta"]
         result.update(look(out, args, given, start))
     except CheckFailed as error:
@@ -125,6 +126,26 @@ def measure(run: Run, args: argparse.Namespace, given: Mapping[str, Path], start
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(result) + "\n")
     return result
+
+
+def recipe_of(objective: str, seed: int, args: argparse.Namespace) -> PreferenceRecipe:
+    """The same for all, but for what an objective's own defaults are."""
+    return PreferenceRecipe(
+        objective=objective, epochs=1, batch_size=16, learning_rate=args.learning_rate, max_tokens=512,
+        valid_fraction=0.0, seed=seed, threads=args.threads,
+    )  # fmt: skip
+
+
+def rows_of(
+    run: Run, entry: Objective, args: argparse.Namespace, given: Mapping[str, Path], start: Mapping[str, Any]
+) -> Path:
+    """The file of a run's pairs, with the columns that its objective reads."""
+    columns = columns_of(entry)
+    file: Path = args.work / "data" / ("-".join([f"{run.flipped:g}", str(run.seed), *columns]) + ".jsonl")
+    if not file.is_file():
+        pairs = draw_pairs(_rows(given["train"]), args.pairs, run.flipped, run.seed)
+        _write_rows(file, add_columns(pairs, columns, start["judge"], start["say_own"]) if columns else pairs)
+    return file
 
 
 def look(
@@ -156,9 +177,12 @@ def begin(args: argparse.Namespace, given: Mapping[str, Path]) -> dict[str, Any]
     answers = answer_all(path, prompts, settings)
     judge = open_judge(f"reward:{given['judge']}", threads=args.threads)
     grades = judge.scores([(prompt, row["text"]) for prompt, row in zip(prompts, answers, strict=True)])
+    say_own = remember(
+        args.work / "own_answers.json", lambda asked: [row["text"] for row in answer_all(path, asked, settings)]
+    )
     return {
         "path": path, "held_out": held_out, "prompts": prompts, "settings": settings, "answers": answers,
-        "judge": judge, "grades": grades,
+        "judge": judge, "grades": grades, "say_own": say_own,
     }  # fmt: skip
 
 
@@ -181,18 +205,6 @@ def longer_is_chosen(model: Path, pairs: Sequence[Pair]) -> float:
     tokenizer = load_tokenizer(model)
     gaps = [len(tokenizer(pair.chosen)["input_ids"]) - len(tokenizer(pair.rejected)["input_ids"]) for pair in pairs]
     return float(np.mean([0.5 * (1 + np.sign(gap)) for gap in gaps]))
-
-
-def draw_pairs(rows: Sequence[Pair], count: int, flipped: float, seed: int) -> list[Pair]:
-    """`count` of the rows in a seed's order, a share with their sides exchanged; a source is an annotator."""
-    rng = random.Random(seed)
-    chosen = rng.sample(list(rows), count)
-    wrong = set(rng.sample(range(count), round(flipped * count)))
-    return [
-        Pair(row.prompt, row.rejected if i in wrong else row.chosen, row.chosen if i in wrong else row.rejected,
-             user_id="ukp" if row.margin is not None else "hh")
-        for i, row in enumerate(chosen)
-    ]  # fmt: skip
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -270,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="directory of the real data")
     parser.add_argument("--from", dest="known", type=Path, nargs="+", metavar="RESULT", help="train nothing")
     parser.add_argument("--model", default="starter")
-    parser.add_argument("--objectives", nargs="+", default=list(CHOSEN), metavar="KEY")
+    parser.add_argument("--objectives", nargs="+", default=list(trainable()), metavar="KEY")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=320, help="of one run")
     parser.add_argument("--drawn", type=int, default=1600, help="rows drawn from each source")

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from edgealign.data.forms import Message, Pair
+from edgealign.data.forms import Message, Pair, to_json
+from edgealign.errors import InputError
+from edgealign.objectives.table import find, trainable
 
 ROOT = Path(__file__).resolve().parents[2]
 Load = Callable[[str], ModuleType]
@@ -52,6 +54,73 @@ def test_a_share_of_the_labels_is_flipped_and_the_rest_is_as_it_was(load_benchma
     clean = program.draw_pairs(rows, 40, 0.0, seed=3)
     assert [pair.prompt for pair in clean] == [pair.prompt for pair in drawn]
     assert all(pair.chosen.startswith("good") for pair in clean)
+
+
+class Longest:
+    """A judge: more letters are better."""
+
+    name = "longest"
+
+    def scores(self, questions: list[tuple[Any, str]]) -> list[float]:
+        return [float(len(text)) for _, text in questions]
+
+    def close(self) -> None:
+        pass
+
+
+def test_every_objective_gets_the_columns_that_it_reads(load_benchmark: Load) -> None:
+    """What a recipe can name must be trainable on the rows that are made for it: the trainer's own check passes."""
+    program = load_benchmark("objectives_pairs")
+    asked = [(Message("user", "one"),), (Message("user", "one"),), (Message("user", "two"),)]
+    rows = [
+        Pair(prompt, chosen, rejected, user_id="hh")
+        for prompt, chosen, rejected in zip(
+            asked, ("long enough", "Hello.", "A B C"), ("short", "- a\n- b\n- c", "a"), strict=True
+        )
+    ]
+    own = {"one": "my one", "two": "my two"}
+    for name in trainable():
+        columns = program.columns_of(find(name))
+        made = program.add_columns(rows, columns, Longest(), lambda prompts: [own[p[0].content] for p in prompts])
+        for row in made:
+            given = {*row.facts, *(["margin"] if row.margin is not None else [])}
+            assert set(columns) <= given, name
+            assert given <= {*columns, "others"}, name
+            assert json.loads(json.dumps(to_json(row)))["chosen"] == row.chosen
+    by_judge = program.by_judge(rows, Longest())
+    assert [value > 0 for value in by_judge["margin"]] == [True, False, True]
+    assert [value < 0.5 for value in by_judge["epsilon"]] == [True, True, True]
+    assert by_judge["epsilon"][0] == pytest.approx(0.5 - by_judge["score"][0])
+    assert by_judge["gold"] == ["long enough", "long enough", "A B C"]
+    assert program.reasons(rows) == ["It is longer.", "It is no list.", "It is longer."]
+    lists = program.add_columns(rows, ("grades",), Longest(), lambda prompts: ["mine"] * len(prompts))
+    assert lists[0].facts == {"grades": (1.0, 0.5, 0.0), "others": ("mine",)}
+
+
+def test_an_answer_to_another_prompt_comes_with_its_prompt(load_benchmark: Load) -> None:
+    program = load_benchmark("objectives_pairs")
+    asked = [(Message("user", "one"),), (Message("user", "one"),), (Message("user", "two"),)]
+    long = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    rows = [Pair(prompt, f"good {i}", f"bad {i}") for i, prompt in enumerate([*asked, long])]
+    found = [(row.chosen, row.rejected, row.facts["rejected_prompt"]) for row in program.across_prompts(rows)]
+    assert found == [("good 0", "bad 2", "two"), ("good 1", "bad 2", "two"), ("good 2", "bad 0", "one"),
+                     ("good 3", "bad 0", "one")]  # fmt: skip
+    with pytest.raises(InputError, match="have no two prompts"):
+        program.across_prompts(rows[:2])
+
+
+def test_the_model_is_asked_once_for_every_prompt(load_benchmark: Load, tmp_path: Path) -> None:
+    program = load_benchmark("objectives_pairs")
+    asked: list[str] = []
+
+    def answer(prompts: list[tuple[Message, ...]]) -> list[str]:
+        asked.extend(prompt[0].content for prompt in prompts)
+        return [f"to {prompt[0].content}" for prompt in prompts]
+
+    one, two = (Message("user", "one"),), (Message("user", "two"),)
+    assert program.remember(tmp_path / "own.json", answer)([one, one]) == ["to one", "to one"]
+    assert program.remember(tmp_path / "own.json", answer)([two, one]) == ["to two", "to one"]
+    assert asked == ["one", "two"]
 
 
 def test_finished_runs_are_kept_for_the_settings_that_they_were_made_with(
