@@ -271,7 +271,7 @@ class _ChunkedLogProb(torch.autograd.Function):
                     wide = kept
                 if grad_hidden is not None:
                     grad_hidden[part] = (wide @ weight) * grad[part, None]
-                grad_weight = _plus(grad_weight, wide.t() @ scaled[part], weight.dtype)
+                grad_weight = _plus_product(grad_weight, wide.t(), scaled[part], weight.dtype)
                 if bias is not None:
                     grad_bias = _plus(grad_bias, grad[part].to(ctx.product) @ wide, bias.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None
@@ -279,6 +279,13 @@ class _ChunkedLogProb(torch.autograd.Function):
 
 def _plus(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
     return part.to(dtype) if total is None else total.add_(part)
+
+
+def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + left @ right; of one type, in one pass over a gradient as large as the vocabulary's matrix."""
+    if total is not None and total.dtype == left.dtype:
+        return total.addmm_(left, right)
+    return _plus(total, left @ right, dtype)
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
