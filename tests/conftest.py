@@ -318,23 +318,33 @@ def short_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def executorch_bundle(
     executorch_tools: None, short_model: Path, tiny_lora: TinyLora, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """Factory of unverified ExecuTorch bundles of `short_model` by quantisation, with users ana and ben; made once."""
+    """Factory of unverified ExecuTorch bundles of `short_model` by quantisation, with users ana and ben.
+
+    The compiler takes minutes: of several processes (pytest -n) the first makes a bundle and the others wait for it.
+    """
     import shutil
     import sys
+
+    from filelock import FileLock
 
     from edgealign.artifact import open_artifact, publish
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "export"))
-    made: dict[str, Path] = {}
+    own = tmp_path_factory.getbasetemp()
+    everyones = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
     def make(quant: str) -> Path:
-        if quant in made:
-            return made[quant]
+        out = everyones / f"executorch-short-{quant}"
+        with FileLock(f"{out}.lock"):
+            if not out.exists():
+                write(quant, out)
+        return out
+
+    def write(quant: str, out: Path) -> None:
         from executorch_lower import write_program
 
         from edgealign.runtimes.executorch_adapter import write_lora_executorch
 
-        out = tmp_path_factory.mktemp("bundle") / f"short-{quant}"
         base = open_artifact(short_model)
         with publish(out, kind="bundle", format="executorch", stage="test", recipe={"quant": quant}) as draft:
             lowered = write_program(short_model, draft.dir / "model.pte", quant=quant, digest=base.digest)
@@ -349,7 +359,5 @@ def executorch_bundle(
             draft.meta.update(
                 target="executorch", quant=quant, model_file="model.pte", adapters=users, model_digest=base.digest
             )
-        made[quant] = out
-        return out
 
     return make
