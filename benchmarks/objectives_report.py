@@ -172,7 +172,8 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
                 axis.plot(found, [place + shift] * len(found), "o", markersize=4, markeredgecolor=color,
                           markerfacecolor=fill, linestyle="none")  # fmt: skip
         if measure in SCALES:
-            axis.set_xlim(0.38, 0.69)
+            low, high = axis.get_xlim()
+            axis.set_xlim(min(0.38, low), max(0.69, high))
         axis.set_title(measure, fontsize=10)
         axis.grid(alpha=0.25)
     axes[0].set_yticks(range(len(keys)), keys, fontsize=8)
