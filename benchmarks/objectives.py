@@ -48,7 +48,7 @@ from edgealign.evaluate.recipes import PreferencesRecipe
 from edgealign.judges import reward
 from edgealign.judges.judge import Judge, open_judge
 from edgealign.judges.recipes import RewardRecipe
-from edgealign.objectives.table import Objective, find, trainable
+from edgealign.objectives.table import Objective, find, trainable, trainable_name
 from edgealign.progress import say
 from edgealign.train import preference
 from edgealign.train.recipes import PreferenceRecipe
@@ -210,7 +210,7 @@ def longer_is_chosen(model: Path, pairs: Sequence[Pair]) -> float:
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """All runs, then their summary."""
     for name in args.objectives:
-        find(name)
+        trainable_name(name)
     args.work.mkdir(parents=True, exist_ok=True)
     claim(args)
     given = material(args)
