@@ -135,34 +135,37 @@ def _draw(
     tokenizer = load_tokenizer(model)
     sampling = Sampling(temperature=recipe.temperature, min_p=recipe.min_p, max_tokens=recipe.max_new_tokens)
     asked = [
-        (messages, replace(sampling, seed=(recipe.seed * 1_000_003 + number) * 97 + place))
-        for number, messages in enumerate(prompts) for place in range(recipe.samples)
+        [(messages, replace(sampling, seed=(recipe.seed * 1_000_003 + number) * 97 + place))
+         for place in range(recipe.samples)]
+        for number, messages in enumerate(prompts)
     ]  # fmt: skip
     session = open_session(bundle or model, threads=recipe.threads or None)
     try:
-        said = iter(draw_answers(session, tokenizer, asked))
+        return draw_answers(session, tokenizer, asked)
     finally:
         session.close()
-    return [list(dict.fromkeys(filter(None, islice(said, recipe.samples)))) for _ in prompts]
 
 
 def draw_answers(
-    session: Session, tokenizer: Any, asked: Sequence[tuple[Sequence[Message], Sampling]], *,
+    session: Session, tokenizer: Any, asked: Sequence[Sequence[tuple[Sequence[Message], Sampling]]], *,
     label: str = "drawing answers",
-) -> list[str | None]:
-    """An answer to each conversation; None where it was cut, is empty or holds a control token."""
-    prompts = [encode_prompt(tokenizer, messages, typed=True) for messages, _ in asked]
-    samplings = [sampling for _, sampling in asked]
-    with bar(total=len(asked), label=label) as advance:
-        answers = generate_together(
-            session, prompts, samplings, stop={end_of_turn_id(tokenizer)}, on_answer=lambda: advance(1, "")
-        )
-    texts = [str(tokenizer.decode(said.tokens)).strip() for said in answers]
-    control = facts_of(tokenizer).control
-    return [
-        text if said.finish == "stop" and text and not control.search(text) else None
-        for said, text in zip(answers, texts, strict=True)
-    ]
+) -> list[list[str]]:
+    """For each group of conversations the answers, without doubles, empty ones, and those that were cut or hold a
+    control token."""
+    flat = [each for group in asked for each in group]
+    prompts = [encode_prompt(tokenizer, messages, typed=True) for messages, _ in flat]
+    with bar(total=len(flat), label=label) as advance:
+        drawn = generate_together(
+            session, prompts, [sampling for _, sampling in flat], stop={end_of_turn_id(tokenizer)},
+            on_answer=lambda: advance(1, ""),
+        )  # fmt: skip
+    control, answers = facts_of(tokenizer).control, iter(drawn)
+    found = []
+    for group in asked:
+        ended = [said for said in islice(answers, len(group)) if said.finish == "stop"]
+        texts = [str(tokenizer.decode(said.tokens)).strip() for said in ended]
+        found.append(list(dict.fromkeys(text for text in texts if text and not control.search(text))))
+    return found
 
 
 def _judge(

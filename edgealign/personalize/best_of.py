@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,17 +88,16 @@ def draw(
 ) -> Drawn:
     """n answers of this runtime to each prompt, read by itself; a prompt that gives fewer is left out."""
     sampling = Sampling(temperature=recipe.temperature, min_p=0.05, max_tokens=recipe.max_new_tokens)
-    tries = 2 * recipe.drawn
     plan = [
-        (each.prompt, replace(sampling, seed=(recipe.seed * 1_000_003 + number) * 997 + place))
-        for number, each in enumerate(asked) for place in range(tries)
+        [(each.prompt, replace(sampling, seed=(recipe.seed * 1_000_003 + number) * 997 + place))
+         for place in range(2 * recipe.drawn)]
+        for number, each in enumerate(asked)
     ]  # fmt: skip
-    said = iter(draw_answers(session, tokenizer, plan, label=f"{label}: drawing"))
-    rows: list[Candidates] = []
-    for each in asked:
-        answers = list(dict.fromkeys(filter(None, islice(said, tries))))
-        if len(answers) >= recipe.drawn:
-            rows.append(Candidates(each.prompt, tuple(answers[: recipe.drawn])))
+    drawn = draw_answers(session, tokenizer, plan, label=f"{label}: drawing")
+    rows = [
+        Candidates(each.prompt, tuple(answers[: recipe.drawn]))
+        for each, answers in zip(asked, drawn, strict=True) if len(answers) >= recipe.drawn
+    ]  # fmt: skip
     shape = (len(rows), recipe.drawn, -1)
     if not rows:
         return Drawn(np.zeros((0, recipe.drawn, 1)), np.zeros((0, recipe.drawn, 1)))

@@ -13,7 +13,6 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,20 +76,20 @@ def run(
     rng.shuffle(prompts)
     prompts = [prompt for prompt in prompts if len(prompt[-1].content) <= recipe.longest_prompt][: recipe.prompts]
     sampling = Sampling(temperature=recipe.temperature, min_p=recipe.min_p, max_tokens=recipe.max_new_tokens)
-    asked = []
+    asked: list[list[tuple[tuple[Message, ...], Sampling]]] = []
     for number, prompt in enumerate(prompts):
+        asked.append([])
         for place in range(recipe.answers):
             styled = rng.random() < recipe.styled
             request = rng.choice(STYLES[rng.choice(list(STYLES))].requests) if styled else None
             messages = (Message("system", request), *prompt) if request else prompt
-            asked.append((messages, replace(sampling, seed=(recipe.seed * 1_000_003 + number) * 97 + place)))
+            asked[-1].append((messages, replace(sampling, seed=(recipe.seed * 1_000_003 + number) * 97 + place)))
     session = open_session(bundle or source.path, threads=recipe.threads or None)
     try:
-        said = iter(draw_answers(session, tokenizer, asked))
+        drawn = draw_answers(session, tokenizer, asked)
     finally:
         session.close()
-    each = [(prompt, tuple(dict.fromkeys(filter(None, islice(said, recipe.answers))))) for prompt in prompts]
-    rows = [Candidates(prompt, answers) for prompt, answers in each if len(answers) > 1]
+    rows = [Candidates(prompt, tuple(texts)) for prompt, texts in zip(prompts, drawn, strict=True) if len(texts) > 1]
     if not rows:
         raise InputError(f"{len(prompts)} prompts", "got no two answers that end", "train the model more")
     with publish(out, kind="dataset", format="jsonl", stage="candidates", recipe=recipe, inputs=inputs) as draft:

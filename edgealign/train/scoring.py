@@ -32,9 +32,9 @@ def tokens_of_pass(model: nn.Module, *, lora: bool) -> int:
     A LoRA's gradients are small, so that small passes cost nothing: on a CPU they hold half a GiB of activations. For
     LFM2-350M that is 256 tokens instead of 2,048: as quick, and 2.7 GiB in all instead of 4.5 (docs/performance.md).
     """
-    config: Any = getattr(model, "config", None)
-    if not lora or config is None or next(model.parameters()).is_cuda:
+    if not lora or next(model.parameters()).is_cuda:
         return FULL_PASS
+    config: Any = model.config
     shape = config.get_text_config()
     held = ACTIVATIONS * int(shape.num_hidden_layers) * int(shape.hidden_size)
     return max(LORA_PASS, min(FULL_PASS, LORA_ACTIVATIONS // held))

@@ -69,7 +69,7 @@ class Longest:
 
 
 def test_every_objective_gets_the_columns_that_it_reads(load_benchmark: Load) -> None:
-    """What a recipe can name must be trainable on the rows that are made for it: the trainer's own check passes."""
+    """What a recipe can name finds all of its columns in the rows that are made for it, and no others."""
     program = load_benchmark("objectives_pairs")
     asked = [(Message("user", "one"),), (Message("user", "one"),), (Message("user", "two"),)]
     rows = [

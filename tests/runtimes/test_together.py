@@ -27,15 +27,10 @@ STOP = frozenset(range(3, 30))
 
 
 class OneByOne:
-    """A session without rows: everything but `rows` is the other's."""
+    """A session without rows, over one that has them."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "rows":
-            raise AttributeError(name)
-        return getattr(self._session, name)
 
     def prefill(self, tokens: Sequence[int]) -> Any:
         return self._session.prefill(tokens)
