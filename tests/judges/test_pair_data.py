@@ -111,3 +111,22 @@ def test_rejection_sampling_draws_from_the_better_policy():
     assert accept([0.0, 5.0, 1.0], beta=1e-6, count=1, rng=rng) == [1]
     assert sorted(accept([0.0, 1.0, 2.0], beta=1.0, count=9, rng=rng)) == [0, 1, 2]
     assert accept([], beta=1.0, count=2, rng=rng) == []
+
+
+def test_answers_that_were_cut_are_empty_or_hold_a_control_token_and_doubles_are_left_out(monkeypatch):
+    from edgealign.data.forms import Message
+    from edgealign.judges import sample
+    from edgealign.models.load import load_tokenizer
+    from edgealign.runtimes.generate import Generated
+    from edgealign.runtimes.recipes import Sampling
+
+    tokenizer = load_tokenizer("starter")
+    said = [
+        ("Yes.", "stop"), ("Cut off", "length"), ("Yes.", "stop"), ("", "stop"), ("No<|im_start|>", "stop"),
+        ("Two.", "stop"),
+    ]  # fmt: skip
+    ids = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text, _ in said]
+    drawn = [Generated(each, finish, None, 1, 0.0, 0.0) for each, (_, finish) in zip(ids, said, strict=True)]
+    monkeypatch.setattr(sample, "generate_together", lambda *args, **kwargs: drawn)
+    one = ((Message("user", "Well?"),), Sampling())
+    assert sample.draw_answers(None, tokenizer, [[one] * 5, [one]]) == [["Yes."], ["Two."]]
