@@ -47,6 +47,17 @@ CLAIMS = (
      ("ranking by sums", "by means"), 1),
     ("APO-zero keeps the chosen answers likelier than DPO does (2408.06266)", "apo_anchored_zero", "dpo", 0.0,
      ("displacement",), 1),
+    ("iterative RPO's likelihood term keeps the chosen answers likelier than DPO does (2404.19733)",
+     "iterative_reasoning_rpo", "dpo", 0.0, ("displacement",), 1),
+    ("decoupled betas and SFT keep the chosen answers likelier than DPO does (2406.07327)",
+     "decoupled_betas", "dpo", 0.0, ("displacement",), 1),
+    ("APO-down makes the chosen answers less likely than DPO does (2408.06266)", "apo_anchored_down", "dpo", 0.0,
+     ("displacement",), -1),
+    ("BAPO stays nearer to the starting model than DPO does (2407.00693)", "bapo_base_anchor", "dpo", 0.0,
+     ("KL on data",), -1),
+    ("MRPO ranks better than DPO (2405.16388)", "mrpo", "dpo", 0.0, ("ranking by sums", "by means"), 1),
+    ("RosePO ranks better than DPO where labels are flipped (2410.12519)", "rosepo", "dpo", 0.2,
+     ("ranking by sums", "by means"), 1),
 )  # fmt: skip
 
 
