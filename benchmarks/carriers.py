@@ -4,14 +4,16 @@
     edgealign lora-basis --model starter --basis edgealign:starter-basis --candidates runs/starter-basis/candidates \
         --learning-rate 1e-2 --out runs/loras
     python benchmarks/carriers.py runs/starter-basis --loras runs/loras --out docs/results/carriers
+    python benchmarks/carriers.py runs/starter-basis --loras runs/loras --people mixed --out docs/results/carriers_mixed
 
-Twenty people, two for and two against each of the basis's five attributes, choose 8 times without noise between the
-starter's own answers. Their numbers are fitted as the assistant does, prior and all, and every carrier gets the same 8
-choices; one that its own check refuses leaves answers as they are. Eight questions with two seeds each, in the GGUF of
-the preset, all carriers in turn. Gain: deviations of the person's own whitened attribute, against the same seeds
-without a taste. KL: nats a token between what was drawn from and the model's own distribution; for the best of n the
-bound ln n - (n - 1) / n on an answer, over its tokens, and what tilt 1 paid where it is tilted. What ships as
-`edgealign:starter-basis` is measured.
+Twenty people choose 8 times without noise between the starter's own answers: two for and two against each of the
+basis's five attributes, or (mixed) with a taste of all five, shares by Dirichlet(1), signs by coin. Their numbers are
+fitted as the assistant does, prior and all, and every carrier gets the same 8 choices; one that its own check refuses
+leaves answers as they are. Eight questions with two seeds each, in the GGUF of the preset, all carriers in turn.
+Gain: deviations along the person's own taste in the whitened attributes, against the same seeds without it. KL: nats
+a token between what was drawn from and the model's own distribution; for the best of n the bound ln n - (n - 1) / n
+on an answer, over its tokens, and what tilt 1 paid where it is tilted. What ships as `edgealign:starter-basis` is
+measured.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ from edgealign.runtimes.recipes import Sampling
 from edgealign.runtimes.session import open_session, score
 
 TILTS, MIXES, DRAWN, CHOICES, SEEDS, ALIKE = (0.5, 1.0, 1.5, 2.0), (0.25, 0.5, 1.0, 1.5), 5, 8, 2, 2
+KINDS = ("simple", "mixed")
 LEARNING_RATE = 1e-2  # as the assistant trains LoRAs of a model of this size
 SAMPLING = Sampling(temperature=0.9, min_p=0.05, repetition_penalty=1.15, max_tokens=96)
 QUESTIONS = (
@@ -69,10 +72,9 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody who wants more (sign 1) or less (-1) of an attribute, and what their choices taught."""
+    """Somebody with a taste, a direction of length 1 in the whitened attributes, and what their choices taught."""
 
-    attribute: int
-    sign: int
+    taste: Any  # (K,)
     pairs: list[Pair]
     weights: Any  # (B,)
 
@@ -97,24 +99,27 @@ class Stage:
         self.stop, self.closing = {end_of_turn_id(self.tokenizer)}, sentence_ends(self.tokenizer)
         self.prompts = [encode_prompt(self.tokenizer, (Message("user", text),), typed=True) for text in QUESTIONS]
 
-    def worth(self, text: str, attribute: int) -> float:
-        return float(self.whitening.read([text])[0, attribute])
+    def worth(self, text: str, taste: Any) -> float:
+        return float(self.whitening.read([text])[0] @ taste)
 
-    def people(self, rng: np.random.Generator) -> list[Person]:
-        places = [(attribute, sign) for attribute in range(len(self.basis.attributes))
-                  for sign in (1, -1) * ALIKE]  # fmt: skip
-        return [self._person(rng, *place) for place in track(places, total=len(places), label="people choose")]
+    def people(self, kind: str, rng: np.random.Generator) -> list[Person]:
+        count = len(self.basis.attributes)
+        tastes = [sign * row for row in np.eye(count) for sign in (1, -1) * ALIKE]
+        if kind == "mixed":
+            drawn = rng.dirichlet(np.ones(count), len(tastes)) * rng.choice((-1.0, 1.0), (len(tastes), count))
+            tastes = list(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+        return [self._person(rng, taste) for taste in track(tastes, total=len(tastes), label="people choose")]
 
-    def _person(self, rng: np.random.Generator, attribute: int, sign: int) -> Person:
+    def _person(self, rng: np.random.Generator, taste: Any) -> Person:
         pairs, gaps = [], []
         for _ in range(CHOICES):
             row: Candidates = self.rows[rng.integers(len(self.rows))]
             first, second = (row.answers[place] for place in rng.choice(len(row.answers), 2, replace=False))
-            if sign * (self.worth(first, attribute) - self.worth(second, attribute)) < 0:
+            if self.worth(first, taste) < self.worth(second, taste):
                 first, second = second, first
             pairs.append(Pair(row.prompt, first, second, user_id="somebody"))
             gaps.append(project(self.basis, self.session, self.tokenizer, pairs[-1], EmbeddingRecipe().max_tokens))
-        return Person(attribute, sign, pairs, fit_users(torch.from_numpy(np.stack(gaps))[None]).weights[0])
+        return Person(taste, pairs, fit_users(torch.from_numpy(np.stack(gaps))[None]).weights[0])
 
     def tilted(self, prompt: Sequence[int], seed: int, weights: Any, strength: float) -> Said:
         tilt = Tilt.of(self.basis, weights, strength=strength)
@@ -225,11 +230,11 @@ def measure(stage: Stage, people: Sequence[Person], loras: Path) -> list[dict[st
                                 each, size = said[name]
                                 paid = each.kl_nats + said["tilt 1"][0].kl_nats
                                 said[name] = replace(each, kl_nats=paid), size
-                        before = stage.worth(plain[place][seed].text, person.attribute)
+                        before = stage.worth(plain[place][seed].text, person.taste)
                         for name, (each, size) in said.items():
                             rows.append({
                                 "carrier": name, "person": number, "question": place, "seed": seed, "bytes": size,
-                                "gain": round(person.sign * (stage.worth(each.text, person.attribute) - before), 4),
+                                "gain": round(stage.worth(each.text, person.taste) - before, 4),
                                 "kl_nats": round(each.kl_nats, 4), "seconds": round(each.seconds, 4),
                                 "words": len(each.text.split()), "loops": stage.loops(each.text),
                                 "used": name not in own or own[name][0] is not None,
@@ -244,16 +249,18 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the finished preset")
     parser.add_argument("--loras", type=Path, required=True, help="edgealign lora-basis")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--people", choices=KINDS, default=KINDS[0])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     hush_libraries()
     stage = Stage(args.run, args.threads)
-    people = stage.people(np.random.default_rng(0))
+    people = stage.people(args.people, np.random.default_rng(0))
     rows = measure(stage, people, args.loras)
     words = [stage.basis.words(person.weights) or "as everybody" for person in people]
     result = {
-        "machine": machine_card(), "threads": args.threads, "choices": CHOICES, "attributes": stage.basis.attributes,
-        "learned": words, "rows": rows,
+        "machine": machine_card(), "threads": args.threads, "people": args.people, "choices": CHOICES,
+        "attributes": stage.basis.attributes, "learned": words, "rows": rows,
+        "tastes": [np.round(person.taste, 3).tolist() for person in people],
     }  # fmt: skip
     stage.session.close()
     pictures = {"carriers.png": lambda file: draw(result, file)}

@@ -18,6 +18,7 @@ PAIRED = (
     ("mix of LoRAs 0.5", "tilt 1"), ("mix of LoRAs 1", "tilt 1.5"), ("tilt 1, 5 neighbours", "tilt 1, best of 5"),
     ("tilt 1, best of 5", "tilt 1"),
 )  # fmt: skip
+MIXED = " of all attributes at once (shares by Dirichlet(1), signs by coin)"
 
 
 def summary(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -67,12 +68,13 @@ def _paired(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> str:
 
 def render(result: Mapping[str, Any]) -> str:
     """Markdown."""
-    rows, card = summary(result), result["machine"]
+    rows, card, mixed = summary(result), result["machine"], result.get("people") == "mixed"
+    order = "" if mixed else "for and against each "
     lines = [
-        f"{rows[0]['people']} planted tastes, {result['choices']} choices each; {len(result['rows']) // len(rows)} "
-        "answers a carrier. Gain: standard deviations nearer to the taste than the same seeds without one, 95 % "
-        "intervals over people. Refused: people for whom the carrier's own check found nothing better than everybody's "
-        "answers, which they keep.", "",
+        f"{rows[0]['people']} planted tastes{MIXED if mixed else ''}, {result['choices']} choices each; "
+        f"{len(result['rows']) // len(rows)} answers a carrier. Gain: standard deviations nearer to the taste than the "
+        "same seeds without one, 95 % intervals over people. Refused: people for whom the carrier's own "
+        "check found nothing better than everybody's answers, which they keep.", "",
         "| carrier | gain, sd | KL, nats a token | gain a nat | s an answer [quartiles] | words | under two words "
         "| loops | bytes a person | refused |", "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -88,7 +90,7 @@ def render(result: Mapping[str, Any]) -> str:
         "", "KL of a best of n: the bound ln n - (n - 1) / n on an answer, over its tokens, and what tilt 1 paid where "
         "it is tilted. Bytes of a mix are the weights; the LoRAs are everybody's.", "",
         *(_paired(result["rows"], *pair) for pair in PAIRED), "",
-        f"Learned of them, for and against each of {', '.join(result['attributes'])}: {'; '.join(result['learned'])}.",
+        f"Learned of them, {order}of {', '.join(result['attributes'])}: {'; '.join(result['learned'])}.",
         "", f"{card['cpu']}, {result['threads']} threads.", "",
     ]  # fmt: skip
     return "\n".join(lines)
