@@ -14,7 +14,8 @@ the words themselves say nothing: only somebody's choices do, and no stereotype 
 
     taste = sum of the traits' vectors,   vector = +-1 x Dirichlet(alpha)
 
-Users with signs make a model that knows nobody guess; without them everybody likes the same things, more or less.
+With signs every trait has its opposite, so tastes are balanced and a model that knows nobody has to guess; without them
+everybody likes the same things, more or less.
 """
 
 from __future__ import annotations
@@ -93,14 +94,19 @@ def run(recipe: UsersRecipe, *, out: Path) -> Artifact:
 
 
 def meanings(recipe: UsersRecipe, rng: random.Random) -> dict[str, dict[str, float]]:
-    """What each trait pulls a taste towards, drawn anew for every seed."""
-    found = {}
-    for trait in rng.sample(TRAITS, recipe.traits):
-        sizes = [rng.gammavariate(recipe.alpha, 1.0) + 1e-12 for _ in ATTRIBUTES]  # gammas over their sum: Dirichlet
-        signs = [rng.choice((-1.0, 1.0)) if recipe.signed else 1.0 for _ in ATTRIBUTES]
-        found[trait] = {
-            name: sign * size / sum(sizes) for name, sign, size in zip(ATTRIBUTES, signs, sizes, strict=True)
-        }
+    """What each trait pulls a taste towards, drawn anew for every seed. With signs, every second trait is the opposite
+    of the one before it, so that all tastes together are balanced: no answer is liked by most."""
+    found: dict[str, dict[str, float]] = {}
+    pull: dict[str, float] = {}
+    for place, trait in enumerate(rng.sample(TRAITS, recipe.traits)):
+        if recipe.signed and place % 2:
+            pull = {name: -value for name, value in pull.items()}
+        else:
+            sizes = [rng.gammavariate(recipe.alpha, 1.0) + 1e-12 for _ in ATTRIBUTES]  # over their sum: Dirichlet
+            signs = [rng.choice((-1.0, 1.0)) if recipe.signed else 1.0 for _ in ATTRIBUTES]
+            drawn = zip(ATTRIBUTES, signs, sizes, strict=True)
+            pull = {name: sign * size / sum(sizes) for name, sign, size in drawn}
+        found[trait] = pull
     return found
 
 

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from edgealign.artifact import Artifact, open_artifact
+from edgealign.data import users
 from edgealign.data.encode import encode_prompt, end_of_turn_id
+from edgealign.data.recipes import UsersRecipe
 from edgealign.errors import ArtifactError, CheckFailed
 from edgealign.models.load import load_model, load_tokenizer
 from edgealign.parity_text import text_windows
@@ -25,7 +27,7 @@ from edgealign.personalize.choices import split
 from edgealign.personalize.embedding import FACTS, Preference, read_preference, write_preference
 from edgealign.personalize.lowrank import read_peft
 from edgealign.personalize.ranking import log_softmax
-from edgealign.personalize.recipes import DirectionRecipe, EmbeddingRecipe
+from edgealign.personalize.recipes import DirectionRecipe, EmbeddingRecipe, LoraRecipe
 from edgealign.runtimes.control_vector import FILE, read_control_vector
 from edgealign.runtimes.generate import generate
 from edgealign.runtimes.recipes import Sampling
@@ -87,6 +89,17 @@ def test_what_is_spent_is_the_divergence_on_the_bases_answers_and_the_rise_on_ne
     assert kl > 0.01
     checks = {check.name: check for check in made.manifest.checks}
     assert (checks["KL to the base"].value, checks["KL to the base"].tolerance) == (facts["kl_nats"], 1e6)
+
+
+def test_by_default_neutral_text_costs_no_more_than_two_per_cent(tmp_path: Path) -> None:
+    """T12 on the starter, without its multiple choice: nothing of the kind is in reach of 6 M parameters."""
+    people = UsersRecipe(users=2, new_users=1, choices=12, asked=2, conversations=40)
+    choices = users.run(people, out=tmp_path / "people").path / "new_choices.jsonl"
+    made = lora.run(LoraRecipe(threads=1), model="starter", choices=choices, user="n0000", out=tmp_path / "n0000")
+    facts = made.meta["budget"]
+    assert facts["scale"] == 1.0
+    assert 0 < facts["kl_nats"] <= BudgetRecipe().kl_budget
+    assert facts["perplexity_rise"] <= 0.02
 
 
 def test_a_model_that_was_not_changed_spends_nothing(tiny_model: Path) -> None:

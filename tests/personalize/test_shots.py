@@ -20,6 +20,7 @@ from edgealign.data.recipes import UsersRecipe
 from edgealign.errors import InputError, OutputError, RecipeError
 from edgealign.models.load import load_tokenizer
 from edgealign.personalize import shot_data
+from edgealign.personalize.attributes import ATTRIBUTES
 from edgealign.personalize.fspo_recipes import ShotsRecipe
 from edgealign.personalize.shot_data import held_out_people, windows
 from edgealign.personalize.shots import (
@@ -282,6 +283,9 @@ def test_planted_people_are_the_same_for_a_seed_and_traits_mean_something_else_f
     shared = set(first) & set(second)
     assert shared
     assert all(first[trait] != second[trait] for trait in shared)
+    for pulls, signed in ((first, True), (users.meanings(replace(recipe, signed=False), random.Random(0)), False)):
+        together = [sum(pull[name] for pull in pulls.values()) for name in ATTRIBUTES]
+        assert all(abs(value) < 1e-12 for value in together) == signed  # with signs nothing is liked by most
     known = json.loads((one.path / "users.json").read_text(encoding="utf-8"))
     assert len(known["users"]) == 10
     assert len(known["new"]) == 4
