@@ -1,7 +1,7 @@
 """Planted users on the starter's own answers: what the evaluation promises, and that it would catch us cheating.
 
 The tests' numbers (T1 ...) are those of the protocol that the evaluation follows; T8 is in test_lore.py, T11 is a line
-of the report, T12 is in test_budget.py, T14 in tests/apps/test_taste.py, T15 in tests/bench/test_real_people_benchmark.py.
+of the report, T12 is in test_budget.py, T14 in tests/apps/test_taste.py, T15 in tests/bench with the real people.
 """
 
 from __future__ import annotations

@@ -12,8 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from edgealign.objectives.table import find, names
+
+WITH_STATE = tuple(key for key in names() if find(key).state)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-# A run of `fit` whose weights and memory every process writes down; it can end after some steps, as if killed.
+# Runs of `fit`, one an objective, whose weights and memory every process writes down; all can end after some steps.
 PROGRAM = """
 import os, sys
 from pathlib import Path
@@ -29,44 +32,50 @@ from edgealign.train.tasks import PerToken, PreferenceTask
 from dataclasses import replace
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
-out, objective, dies_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+out, dies_at = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
-torch.manual_seed(0)
-model = Lfm2ForCausalLM(Lfm2Config(
-    vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, pad_token_id=0,
-))
 draw = torch.Generator().manual_seed(1)
 texts = [[torch.randint(3, 96, (n,), generator=draw).tolist() for n in (4, 3 + i % 5, 9 - i % 4)] for i in range(18)]
 trees = [replace(pair(*text), facts={"user": "ann" if i % 3 else "bo"}) for i, text in enumerate(texts)]
-passes = Passes.of(model, Precision("float32", "float32", False), tokens_per_pass=40)
-reference = PerToken.of(score(model, trees, passes, shared=True), trees)
-task = PreferenceTask(trees, find(objective), find(objective).beta, reference, users=("ann", "bo"))
 recipe = PreferenceRecipe(
     batch_size=6, epochs=3, learning_rate=1e-3, precision="float32", save_every_s=0, save_every_steps=2,
 )
 plain = trainer.AlignTrainer.training_step
+class Died(BaseException):
+    pass
 def step(self, *args, **kwargs):
     if self.state.global_step == dies_at:
         processes.wait()  # the checkpoint of process 0 is whole
-        os._exit(7)
+        raise Died
     return plain(self, *args, **kwargs)
 trainer.AlignTrainer.training_step = step
-work = out / "work"
-work.mkdir(parents=True, exist_ok=True)
-done = trainer.fit(model, task, recipe, passes=passes, work=work)
-state = {f"memory.{name}": value for name, value in task.state.items()}
-values = {name: value.detach().clone() for name, value in model.named_parameters()}
-save_file({**values, **state}, out / f"process-{processes.rank()}.safetensors")
-(out / f"resumed-{processes.rank()}").write_text(str(done.resumed_at))
-processes.wait()
+for objective in sys.argv[3:]:
+    torch.manual_seed(0)
+    model = Lfm2ForCausalLM(Lfm2Config(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, pad_token_id=0,
+    ))
+    passes = Passes.of(model, Precision("float32", "float32", False), tokens_per_pass=40)
+    reference = PerToken.of(score(model, trees, passes, shared=True), trees)
+    task = PreferenceTask(trees, find(objective), find(objective).beta, reference, users=("ann", "bo"))
+    work = out / objective / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        done = trainer.fit(model, task, recipe, passes=passes, work=work)
+    except Died:
+        continue
+    state = {f"memory.{name}": value for name, value in task.state.items()}
+    values = {name: value.detach().clone() for name, value in model.named_parameters()}
+    save_file({**values, **state}, out / objective / f"process-{processes.rank()}.safetensors")
+    (out / objective / f"resumed-{processes.rank()}").write_text(str(done.resumed_at))
+    processes.wait()
 """
 
 
-def start(*command: str, cache: Path, code: int | None = 0) -> None:
+def start(*command: str, cache: Path) -> None:
     env = {**os.environ, "EDGEALIGN_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800, check=False)
-    assert (done.returncode != 0) if code is None else (done.returncode == code), done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -76,7 +85,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_publish_what_one_publishes_and_share_the_reference(tiny_model, tmp_path):
+def test_two_processes_publish_what_one_publishes_and_share_the_reference(tiny_model, tmp_path, command, monkeypatch):
     """dpo of the objective that keeps a number for every annotator; the rows of each pass decide which."""
     rows = [
         {"prompt": f"Say {i}.", "chosen": f"It is {i}.", "rejected": "No " * (i % 4) + "no!",
@@ -86,12 +95,13 @@ def test_two_processes_publish_what_one_publishes_and_share_the_reference(tiny_m
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = (
-        "-m", "edgealign", "dpo", "--model", str(tiny_model), "--data", str(data), "--objective", "lcpo_latent",
+        "dpo", "--model", str(tiny_model), "--data", str(data), "--objective", "lcpo_latent",
         "--batch-size", "8", "--tokens-per-pass", "64", "--epochs", "2", "--learning-rate", "1e-3",
         "--precision", "float32", "--threads", "1", "--valid-fraction", "0.15",
     )  # fmt: skip
-    start(sys.executable, *options, "--out", str(tmp_path / "one"), cache=tmp_path / "cache1")
-    start(*TORCHRUN, *options, "--out", str(tmp_path / "two"), cache=tmp_path / "cache2")
+    monkeypatch.setenv("EDGEALIGN_CACHE", str(tmp_path / "cache1"))
+    assert command(*options, "--out", tmp_path / "one") == 0
+    start(*TORCHRUN, "-m", "edgealign", *options, "--out", str(tmp_path / "two"), cache=tmp_path / "cache2")
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     same(*weights)
     before = load_file(tiny_model / "model.safetensors")
@@ -107,17 +117,20 @@ def test_two_processes_publish_what_one_publishes_and_share_the_reference(tiny_m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["lcpo_latent", "alpha_dpo_margin", "bco"])
-def test_two_processes_remember_the_same_and_resume_it(objective, tmp_path):
+def test_two_processes_remember_the_same_and_resume_it(tmp_path):
+    """All objectives that keep numbers between steps, in turn in the same processes: one takes ten seconds to start."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    arguments = (str(program), str(tmp_path / "two"), objective)
-    start(sys.executable, str(program), str(tmp_path / "one"), objective, "-1", cache=tmp_path)
-    start(*TORCHRUN, *arguments, "5", cache=tmp_path, code=None)
-    assert (tmp_path / "two" / "work" / "checkpoint-4" / "task_state.safetensors").is_file()
-    start(*TORCHRUN, *arguments, "-1", cache=tmp_path)
-    assert [(tmp_path / "two" / f"resumed-{rank}").read_text() for rank in (0, 1)] == ["4", "4"]
-    one = load_file(tmp_path / "one" / "process-0.safetensors")
-    assert [name for name in one if name.startswith("memory.")]
-    for rank in (0, 1):
-        same(one, load_file(tmp_path / "two" / f"process-{rank}.safetensors"))
+    one, two = tmp_path / "one", tmp_path / "two"
+    start(sys.executable, str(program), str(one), "-1", *WITH_STATE, cache=tmp_path)
+    start(*TORCHRUN, str(program), str(two), "5", *WITH_STATE, cache=tmp_path)
+    for objective in WITH_STATE:
+        assert (two / objective / "work" / "checkpoint-4" / "task_state.safetensors").is_file()
+        assert not (two / objective / "process-0.safetensors").exists()
+    start(*TORCHRUN, str(program), str(two), "-1", *WITH_STATE, cache=tmp_path)
+    for objective in WITH_STATE:
+        assert [(two / objective / f"resumed-{rank}").read_text() for rank in (0, 1)] == ["4", "4"]
+        wanted = load_file(one / objective / "process-0.safetensors")
+        assert [name for name in wanted if name.startswith("memory.")]
+        for rank in (0, 1):
+            same(wanted, load_file(two / objective / f"process-{rank}.safetensors"))

@@ -160,14 +160,14 @@ def is_shared_out(seen) -> bool:
 
 
 @pytest.mark.slow
-def test_two_processes_publish_what_one_publishes_however_they_are_started(tiny_model, pairs, run, tmp_path):
+def test_two_processes_publish_what_one_publishes_however_they_are_started(tiny_model, pairs, run, command, tmp_path):
     options = (
         "dpo", "--model", str(tiny_model), "--data", pairs, "--batch-size", "8", "--tokens-per-pass", "64",
         "--epochs", "2", "--learning-rate", "3e-4", "--precision", "float32", "--threads", "1",
         "--valid-fraction", "0.15",
     )  # fmt: skip
     one = tmp_path / "one"
-    run((sys.executable,), *options, "--out", str(one))
+    assert command(*options, "--out", one) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny_model, one))
     assert max(float((value - before[name]).abs().max()) for name, value in after.items()) > 5e-4
     ways = {
@@ -185,7 +185,7 @@ def test_two_processes_publish_what_one_publishes_however_they_are_started(tiny_
 
 
 @pytest.mark.slow
-def test_a_sharded_run_is_resumed_by_two_processes_and_by_one(tiny_model, run, tmp_path):
+def test_a_sharded_run_is_resumed_by_two_processes_and_by_one(tiny_model, run, command, tmp_path):
     """Pre-training with evaluations on the way and recomputed activations; checkpoints are whole, so one can go on."""
     text = tmp_path / "text.jsonl"
     rows = [{"text": f"The boat of {i} men is on river {i % 7}. " * 4} for i in range(40)]
@@ -197,12 +197,12 @@ def test_a_sharded_run_is_resumed_by_two_processes_and_by_one(tiny_model, run, t
         "--eval-every-tokens", "768", "--learning-rate", "3e-4", "--valid-fraction", "0.2",
     )  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
-    run((sys.executable,), *options, "--out", str(one))
+    assert command(*options, "--out", one) == 0
     for dies_at in (3, 5):
         _, seen = run(TORCHRUN, *options, "--out", str(two), shard=True, dies_at=dies_at)
         assert is_shared_out(seen)
         assert len(seen[0]) == {3: 3, 5: 3}[dies_at]  # from the start, then from step 2
-    run((sys.executable,), *options, "--out", str(two))
+    assert command(*options, "--out", two) == 0
     same(one, two)
     assert json.loads((two / "manifest.json").read_text())["meta"]["resumed_at_step"] == 4
     histories = [[json.loads(row) for row in (n / "history.jsonl").read_text().splitlines()] for n in (one, two)]
