@@ -23,6 +23,9 @@ OWN = "personalization"
 COPIED = ("table.md", "result.json", "curves.png", "said.png", "kl.png")
 OTHERS = {
     "carriers": ("Which carrier moves answers most, for what it costs", "python benchmarks/carriers.py"),
+    "carriers_mixed": (
+        "The same for people of mixed tastes", "python benchmarks/carriers.py --people mixed",
+    ),
     "real_people": ("Real people and real texts", "python benchmarks/real_people.py"),
     "heads": ("Other ways to read a few choices, on features made for the purpose", "python benchmarks/heads.py"),
     "lora_start": ("Where a LoRA of one's own begins", "python benchmarks/lora_start.py"),
@@ -30,7 +33,7 @@ OTHERS = {
     "steering": ("A stated preference (linear alignment)", "edgealign eval steering"),
     "linear_alignment": ("What two streams cost in decoding", "python benchmarks/linear_alignment.py"),
     "lore_speed": ("How long a fit takes", "python benchmarks/lore_speed.py"),
-}
+}  # fmt: skip
 
 
 def page(report: str, results: Path) -> str:
