@@ -12,15 +12,15 @@ the prompt, two things are measured for every model of the preset, at the same k
 - generation: the planted reward of greedy answers, in standard deviations, by rule from the text: length, bullets,
   formality. One answer per question and model, so the sampling budget is equal.
 
-Controls: another person's choices, and the person's own with preferred and not preferred by coin. Intervals are 95 %
-bootstrap intervals over people, paired. A model's measurement is kept below --work and not made again.
+Controls: another person's choices, and the person's own with preferred and not preferred by coin. What can be had: the
+same shots, read by a fit on the very attributes that tastes are made of. Intervals are 95 % bootstrap intervals over
+people, paired. A model's measurement is kept below --work and not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fspo_people import CONTROLS, KS, Person, load_people, shots_for, told
 from fspo_report import summarise, write
 
 from edgealign.artifact import hash_json, open_artifact, open_model, write_atomic
 from edgealign.bench.machine import machine_card
 from edgealign.data.encode import encode_pair, encode_prompt, end_of_turn_id
 from edgealign.data.forms import Pair
-from edgealign.data.read import read
 from edgealign.errors import EdgealignError, InputError, writing
 from edgealign.models.load import load_model, load_tokenizer
 from edgealign.personalize.anchor import base_answers
@@ -45,9 +45,7 @@ from edgealign.train.layout import Segment, Tree
 from edgealign.train.precision import choose_precision, fixed_threads
 from edgealign.train.scoring import Passes, score
 
-KS = (0, 1, 2, 4, 8)
 CONTROL_K = 4
-CONTROLS = ("another's", "by coin")
 BATCH = 16  # prompts that are answered together
 DESCRIPTION_TOKENS = 32
 
@@ -69,47 +67,6 @@ ARMS: Mapping[str, Arm] = {
     "fspo_ln": Arm("FSPO, LN-DPO", "few"),
     "fspo_said": Arm("FSPO, IPO, describes first", "few_said", True),
 }
-
-
-@dataclass(frozen=True)
-class Person:
-    """Somebody new: their choices as shots, in order, and what they are asked."""
-
-    name: str
-    own: tuple[Pair, ...]
-    asked: tuple[Pair, ...]
-    taste: Mapping[str, float]
-
-
-def load_people(folder: Path, *, people: int, asked: int) -> tuple[list[Person], dict[str, Any]]:
-    """New people of a `data users` data set, and the scale of the attributes."""
-    known = json.loads((folder / "users.json").read_text(encoding="utf-8"))
-    rows: dict[str, dict[str, list[Pair]]] = {}
-    for name in ("new_choices", "unseen_choices"):
-        rows[name] = {}
-        for row in read(folder / f"{name}.jsonl", form="pair").rows:
-            assert isinstance(row, Pair)
-            rows[name].setdefault(str(row.user_id), []).append(row)
-    found = [
-        Person(
-            name, tuple(rows["new_choices"][name][: max(KS)]), tuple(rows["unseen_choices"][name][:asked]),
-            known["users"][name]["taste"],
-        )
-        for name in known["new"][:people]
-    ]
-    return found, known["scale"]
-
-
-def shots_for(people: Sequence[Person], place: int, k: int, control: str) -> tuple[Pair, ...]:
-    """The newest k choices of a person, or the control's."""
-    person = people[(place + 1) % len(people)] if control == CONTROLS[0] else people[place]
-    shots = person.own[len(person.own) - k :]
-    if control != CONTROLS[1]:
-        return shots
-    coin = random.Random(person.name)
-    return tuple(
-        replace(shot, chosen=shot.rejected, rejected=shot.chosen) if coin.random() < 0.5 else shot for shot in shots
-    )
 
 
 class Model:
@@ -240,7 +197,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     with fixed_threads(args.threads) as threads:
         found = {name: remembered(name, args, people, scale) for name in args.arms}
     facts = {
-        "people": len(people), "asked": args.asked, "prompts": args.prompts, "threads": threads, "k": list(args.k),
+        "people": len(people), "told": told(people, scale, args.k), "asked": args.asked, "prompts": args.prompts,
+        "threads": threads, "k": list(args.k),
         "prefix_tokens": args.prefix_tokens, "models": {name: open_model(args.run / name).digest for name in args.arms},
         "users": open_artifact(args.run / "people").manifest.recipe, "command": f"python {' '.join(sys.argv)}",
     }

@@ -100,6 +100,9 @@ def render(result: Mapping[str, Any]) -> str:
             names = [*(f"{k} own" for k in ks), *(f"{result['control_k']} {control}" for control in kept)]
             shown = [_cell(result["curves"][arm].get(name, {}).get(measure)) for name in names]
             lines.append(f"| {result['labels'][arm]} | {' | '.join(shown)} |")
+        if measure == "accuracy" and "told" in facts:
+            shown = [f"{facts['told'][str(k)]:.3f}" for k in ks] + [""] * len(kept)
+            lines.append(f"| a fit on the planted attributes | {' | '.join(shown)} |")
     lines += ["", "## Paired differences", "", "| what | measure | difference | |", "|---|---|---|---|"]
     for row in result["differences"]:
         verdict = "shown" if row["low"] > 0 or row["high"] < 0 else "**no difference shown**"

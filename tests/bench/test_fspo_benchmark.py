@@ -69,6 +69,16 @@ def test_a_description_that_both_answers_share_moves_no_log_ratio_but_what_follo
     assert not model.tok.decode(tree.segments[tree.leaves[2]].ids).startswith("Likes")
 
 
+def test_what_shots_tell_at_best_is_nothing_without_any_and_much_with_eight(bench: ModuleType, folder: Path) -> None:
+    people, scale = bench.load_people(folder, people=4, asked=4)
+    told = bench.told(people, scale, (0, 8))
+    assert told["0"] == 0.5
+    assert told["8"] >= 0.75
+    turned = [replace(one, own=tuple(replace(row, chosen=row.rejected, rejected=row.chosen) for row in one.own))
+              for one in people]  # fmt: skip
+    assert bench.told(turned, scale, (8,))["8"] == pytest.approx(1 - told["8"])
+
+
 def test_controls_take_another_persons_choices_or_labels_by_coin(bench: ModuleType, people: Sequence[Any]) -> None:
     assert bench.shots_for(people, 0, 4, "own") == people[0].own[-4:]
     assert bench.shots_for(people, 0, 0, "own") == ()
