@@ -43,7 +43,7 @@ from edgealign.personalize.shots import fit_shots, prefix_ids, with_shots, witho
 from edgealign.progress import say, track
 from edgealign.train.layout import Segment, Tree
 from edgealign.train.precision import choose_precision, fixed_threads
-from edgealign.train.scoring import Passes, score
+from edgealign.train.scoring import FULL_PASS, Passes, score
 
 CONTROL_K = 4
 BATCH = 16  # prompts that are answered together
@@ -76,7 +76,7 @@ class Model:
         self.tok: Any = load_tokenizer(folder)
         self.network: Any = load_model(folder)
         self.passes = Passes.of(
-            self.network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=2048
+            self.network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=FULL_PASS
         )
 
     def answers(self, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[str]:

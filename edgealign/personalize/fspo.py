@@ -56,7 +56,7 @@ def run(recipe: FspoRecipe, *, model: str | Path, choices: str | Path, user: str
     from edgealign.train.held_out import rank_pairs
     from edgealign.train.layout import pair
     from edgealign.train.precision import choose_precision, fixed_threads
-    from edgealign.train.scoring import Passes
+    from edgealign.train.scoring import FULL_PASS, Passes
 
     out = Path(out)
     refuse_existing(out)
@@ -75,7 +75,7 @@ def run(recipe: FspoRecipe, *, model: str | Path, choices: str | Path, user: str
     with fixed_threads(recipe.threads) as threads:
         network: Any = load_model(base.path)
         passes = Passes.of(
-            network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=2048
+            network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=FULL_PASS
         )
 
         def rank(rows: Sequence[Pair], longest: int, label: str) -> Any:
