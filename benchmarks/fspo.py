@@ -25,7 +25,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fspo_people import CONTROLS, KS, Person, load_people, shots_for, told
@@ -39,7 +39,7 @@ from edgealign.errors import EdgealignError, InputError, writing
 from edgealign.models.load import load_model, load_tokenizer
 from edgealign.personalize.anchor import base_answers
 from edgealign.personalize.attributes import reward
-from edgealign.personalize.shots import fit_shots, prefix_ids, with_shots, without_description
+from edgealign.personalize.shots import describe, fit_shots, prefix_ids, with_shots, without_description
 from edgealign.progress import say, track
 from edgealign.train.layout import Segment, Tree
 from edgealign.train.precision import choose_precision, fixed_threads
@@ -52,11 +52,16 @@ DESCRIPTION_TOKENS = 32
 
 @dataclass(frozen=True)
 class Arm:
-    """A model of the preset: what it is called, and the model that its log-ratios are taken to."""
+    """A model of the preset: what it is called, and the model that its log-ratios are taken to.
+
+    `describes`: answers begin with a sentence about the person, which the model finds, or which a rule finds in the
+    same shots (the one that its training data were made with).
+    """
 
     label: str
     reference: str | None = None
-    describes: bool = False
+    describes: Literal["no", "itself", "by rule"] = "no"
+    folder: str = ""
 
 
 ARMS: Mapping[str, Arm] = {
@@ -65,7 +70,10 @@ ARMS: Mapping[str, Arm] = {
     "plain": Arm("IPO without shots", "plain_sft"),
     "fspo": Arm("FSPO, IPO", "few"),
     "fspo_ln": Arm("FSPO, LN-DPO", "few"),
-    "fspo_said": Arm("FSPO, IPO, describes first", "few_said", True),
+    "few_said": Arm("few-shot SFT, describes first", describes="itself"),
+    "few_told": Arm("few-shot SFT, described by rule", describes="by rule", folder="few_said"),
+    "fspo_said": Arm("FSPO, IPO, describes first", "few_said", "itself"),
+    "fspo_told": Arm("FSPO, IPO, described by rule", "few_said", "by rule", "fspo_said"),
 }
 
 
@@ -129,7 +137,7 @@ def margins(model: Model, reference: Model | None, trees: Sequence[Tree]) -> lis
 def measure(name: str, args: argparse.Namespace, people: Sequence[Person], scale: Any) -> dict[str, Any]:
     """Everything about one model: accuracy and planted reward of every person, by k and control."""
     arm = ARMS[name]
-    model = Model(args.run / name)
+    model = Model(args.run / (arm.folder or name))
     reference = Model(args.run / arm.reference) if arm.reference else None
     cells: dict[str, Any] = {}
     conditions = [(k, "own") for k in args.k] + [(CONTROL_K, control) for control in CONTROLS]
@@ -142,9 +150,13 @@ def measure(name: str, args: argparse.Namespace, people: Sequence[Person], scale
             left_out += len(wanted) - len(shots)
             asked = [encode_prompt(model.tok, with_shots(row.prompt, shots)) for row in person.asked]
             words = [""] * len(asked)
-            if arm.describes and shots:
+            if arm.describes == "itself" and shots:
                 answers = model.answers(asked, DESCRIPTION_TOKENS)
                 words = [text.partition("\n\n")[0] for text in answers]
+            elif arm.describes == "by rule" and shots:
+                words = [describe(shots)] * len(asked)
+                opening = model.tok.encode(f"{words[0]}\n\n", add_special_tokens=False)
+                asked = [(*ids, *opening) for ids in asked]
             said.append(words[0])
             trees.append(questions(model.tok, shots, person.asked, words))
             prompts += asked[: args.prompts]
@@ -160,7 +172,7 @@ def measure(name: str, args: argparse.Namespace, people: Sequence[Person], scale
                 for person, group in zip(people, groups, strict=True)
             ]
             cell["examples"] = texts[:2]
-        if arm.describes:
+        if arm.describes != "no":
             cell["said"] = said[:4]
         cells[f"{k} {condition}"] = cell
     return {"arm": name, "cells": cells, "shots_left_out": left_out}
@@ -169,7 +181,7 @@ def measure(name: str, args: argparse.Namespace, people: Sequence[Person], scale
 def remembered(name: str, args: argparse.Namespace, people: Sequence[Person], scale: Any) -> dict[str, Any]:
     """`measure`, or what is kept of it for the same models, people and settings."""
     arm = ARMS[name]
-    digests = [open_model(args.run / part).digest for part in (name, arm.reference) if part]
+    digests = [open_model(args.run / part).digest for part in (arm.folder or name, arm.reference) if part]
     asked = [args.k, args.people, args.asked, args.prompts, args.new_tokens, args.prefix_tokens, args.generate_controls]
     key = hash_json([digests, open_artifact(args.run / "people").digest, asked, torch.__version__])
     file = args.work / f"{name}-{key[:12]}.json"
@@ -190,7 +202,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: the preset has not run there.
     """
-    missing = [name for name in args.arms if not (args.run / name).is_dir()]
+    folders = {name: ARMS[name].folder or name for name in args.arms}
+    missing = [folder for folder in folders.values() if not (args.run / folder).is_dir()]
     if missing:
         raise InputError(args.run, f"holds no {missing[0]}", f"make it with: edgealign run fspo --out {args.run}")
     people, scale = load_people(args.run / "people", people=args.people, asked=args.asked)
@@ -199,7 +212,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     facts = {
         "people": len(people), "told": told(people, scale, args.k), "asked": args.asked, "prompts": args.prompts,
         "threads": threads, "k": list(args.k),
-        "prefix_tokens": args.prefix_tokens, "models": {name: open_model(args.run / name).digest for name in args.arms},
+        "prefix_tokens": args.prefix_tokens,
+        "models": {name: open_model(args.run / folder).digest for name, folder in folders.items()},
         "users": open_artifact(args.run / "people").manifest.recipe, "command": f"python {' '.join(sys.argv)}",
     }
     labels = {name: ARMS[name].label for name in args.arms}

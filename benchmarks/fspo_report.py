@@ -49,10 +49,12 @@ def summarise(
                 for k in dict.fromkeys((0, control_k, most)):
                     what = f"{labels[arm]} against {labels[other]}, {k} shots"
                     asked.append((what, (arm, f"{k} own"), (other, f"{k} own")))
-    if {"fspo", "fspo_said"} <= set(labels):
-        for k in ks:
-            what = f"{labels['fspo_said']} against {labels['fspo']}, {k} shots"
-            asked.append((what, ("fspo_said", f"{k} own"), ("fspo", f"{k} own")))
+    for arm, other in (("fspo_said", "fspo"), ("fspo_told", "fspo_said"), ("few_told", "few_said")):
+        if {arm, other} <= set(labels):
+            asked += [
+                (f"{labels[arm]} against {labels[other]}, {k} shots", (arm, f"{k} own"), (other, f"{k} own"))
+                for k in ks if k or other == "fspo"
+            ]  # fmt: skip
     differences = []
     for what, (arm, name), (other, its) in asked:
         for measure in MEASURES:
