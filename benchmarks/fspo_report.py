@@ -121,35 +121,38 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def draw(result: Mapping[str, Any], file: Path) -> None:
-    """Both measures over k, with bands; the controls as crosses."""
+    """A line a model: open, no shots; filled with its interval, most own shots; crosses, controls; grey, at best."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ks = result["facts"]["k"]
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    facts, most, at = result["facts"], max(result["facts"]["k"]), result["control_k"]
+    marks = {f"{at} {control}": mark for control, mark in zip(result["controls"], "x+", strict=False)}
+    figure = Figure(figsize=(11, 1.6 + 0.35 * len(result["curves"])), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (measure, words) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
-        for number, (arm, cells) in enumerate(result["curves"].items()):
-            rows = [(place, cells[f"{k} own"][measure]) for place, k in enumerate(ks) if measure in cells[f"{k} own"]]
-            if not rows:
-                continue
-            places, color = [place for place, _ in rows], f"C{number}"
-            axis.plot(places, [row["mean"] for _, row in rows], "o-", color=color, label=result["labels"][arm])
-            axis.fill_between(
-                places, [row["low"] for _, row in rows], [row["high"] for _, row in rows], color=color, alpha=0.12
-            )
-            for mark, control in zip("x+", result["controls"], strict=False):
-                control_row = cells.get(f"{result['control_k']} {control}", {}).get(measure)
-                if control_row and result["control_k"] in ks:
-                    axis.plot(ks.index(result["control_k"]), control_row["mean"], mark, color=color, markersize=8)
-        axis.set_xticks(range(len(ks)), [str(k) for k in ks])
-        axis.set_xlabel("choices in the prompt")
+    axes = figure.subplots(1, len(MEASURES), sharey=True)
+    for axis, (measure, words) in zip(axes, MEASURES.items(), strict=True):
+        for place, cells in enumerate(result["curves"].values()):
+            own = cells[f"{most} own"].get(measure)
+            if own:
+                axis.plot([own["low"], own["high"]], [place, place], color="C0", linewidth=1.5)
+                axis.plot(own["mean"], place, "o", color="C0")
+            for name, mark, color in (("0 own", "o", "C0"), *((name, mark, "C3") for name, mark in marks.items())):
+                if row := cells.get(name, {}).get(measure):
+                    fill = "white" if mark == "o" else color
+                    axis.plot(row["mean"], place, mark, color=color, markerfacecolor=fill, markersize=7)
+        if measure == "accuracy":
+            axis.axvline(0.5, color="0.6", linewidth=1)
+            if "told" in facts:
+                axis.axvline(facts["told"][str(most)], color="0.6", linewidth=1, linestyle="--")
         axis.set_title(words, fontsize=10)
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7)
+    axes[0].set_yticks(range(len(result["curves"])), [result["labels"][arm] for arm in result["curves"]], fontsize=8)
+    axes[0].invert_yaxis()
+    controls = "; ".join(f"{mark}: {name}" for name, mark in marks.items())
     figure.suptitle(
-        f"new people, unseen questions; x: {result['controls'][0]} shots, +: {result['controls'][1]}", fontsize=9
-    )
+        f"new people, unseen questions; filled: {most} own shots, 95 %; open: none; {controls}; grey: chance, and "
+        "(dashed) a fit on the planted attributes", fontsize=9,
+    )  # fmt: skip
     figure.savefig(file, dpi=110, metadata={"Software": None})
 
 
