@@ -23,7 +23,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,15 +33,15 @@ from fspo_report import summarise, write
 
 from edgealign.artifact import hash_json, open_artifact, open_model, write_atomic
 from edgealign.bench.machine import machine_card
-from edgealign.data.encode import encode_pair, encode_prompt, end_of_turn_id
-from edgealign.data.forms import Pair
+from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.errors import EdgealignError, InputError, writing
 from edgealign.models.load import load_model, load_tokenizer
+from edgealign.personalize import prompted
 from edgealign.personalize.anchor import base_answers
 from edgealign.personalize.attributes import reward
 from edgealign.personalize.shots import describe, fit_shots, prefix_ids, with_shots, without_description
 from edgealign.progress import say, track
-from edgealign.train.layout import Segment, Tree
+from edgealign.train.layout import Tree
 from edgealign.train.precision import choose_precision, fixed_threads
 from edgealign.train.scoring import FULL_PASS, Passes, score
 
@@ -102,36 +102,12 @@ class Model:
         return [found[i] for i in range(len(prompts))]
 
 
-def questions(tok: Any, shots: Sequence[Pair], asked: Sequence[Pair], said: Sequence[str]) -> Tree:
-    """One tree: the prefix once, below it every question, below that both answers; `said` stands before them."""
-    prefix = prefix_ids(tok, shots) if shots else ()
-    segments = [Segment(prefix, (False,) * len(prefix))]
-    for row, words in zip(asked, said, strict=True):
-        opening = f"{words}\n\n" if words else ""
-        shown = replace(
-            row, prompt=with_shots(row.prompt, shots), chosen=opening + row.chosen, rejected=opening + row.rejected
-        )
-        prompt, chosen, rejected = encode_pair(tok, shown)
-        rest = prompt[len(prefix) :]
-        segments.append(Segment(rest, (False,) * len(rest), 0))
-        parent = len(segments) - 1
-        segments += [Segment(ids, (True,) * len(ids), parent) for ids in (chosen, rejected)]
-    return Tree(tuple(segments))
-
-
 def margins(model: Model, reference: Model | None, trees: Sequence[Tree]) -> list[list[float]]:
     """Per tree, one implicit-reward margin per question."""
-    policy = score(model.network, trees, model.passes, label="ranking")
-    before = score(reference.network, trees, reference.passes, label="reference") if reference else None
-    counts = [len(tree.segments[leaf].ids) for tree in trees for leaf in tree.leaves]
-    values = policy.double() if before is None else policy.double() - before.double()
-    sides = [part.mean() if before is None else part.sum() for part in torch.split(values, counts)]
-    found, place = [], 0
-    for tree in trees:
-        n = len(tree.leaves)
-        found.append([float(sides[place + i] - sides[place + i + 1]) for i in range(0, n, 2)])
-        place += n
-    return found
+    values = score(model.network, trees, model.passes, label="ranking").double()
+    if reference is not None:
+        values -= score(reference.network, trees, reference.passes, label="reference").double()
+    return prompted.margins(values, trees, per_token=reference is None)
 
 
 def measure(name: str, args: argparse.Namespace, people: Sequence[Person], scale: Any) -> dict[str, Any]:
@@ -158,7 +134,7 @@ def measure(name: str, args: argparse.Namespace, people: Sequence[Person], scale
                 opening = model.tok.encode(f"{words[0]}\n\n", add_special_tokens=False)
                 asked = [(*ids, *opening) for ids in asked]
             said.append(words[0])
-            trees.append(questions(model.tok, shots, person.asked, words))
+            trees.append(prompted.questions(model.tok, shots, person.asked, words))
             prompts += asked[: args.prompts]
         found = margins(model, reference, trees)
         cell: dict[str, Any] = {

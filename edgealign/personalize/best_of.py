@@ -21,7 +21,8 @@ from edgealign.judges.sample import draw_answers
 from edgealign.personalize.candidates import Candidates, read_answers
 from edgealign.personalize.carriers import tilt_report
 from edgealign.personalize.features import Cache
-from edgealign.personalize.few_shot import NEW, SEEN, Material, learn
+from edgealign.personalize.few_shot import NEW, SEEN, learn
+from edgealign.personalize.few_shot_material import Material
 from edgealign.personalize.heads import HEADS, Choices, Head
 from edgealign.personalize.lore_head import Lore
 from edgealign.personalize.planted import Person, accuracy

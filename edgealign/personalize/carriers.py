@@ -18,7 +18,7 @@ import numpy as np
 from edgealign.data.encode import encode_prompt, end_of_turn_id
 from edgealign.personalize.basis import OpenBasis, token_rewards, unfold
 from edgealign.personalize.candidates import Candidates
-from edgealign.personalize.few_shot import Material
+from edgealign.personalize.few_shot_material import Material
 from edgealign.personalize.lore import Basis
 from edgealign.personalize.lore_head import Lore
 from edgealign.personalize.planted import Person

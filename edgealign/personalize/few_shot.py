@@ -4,9 +4,10 @@
 
 Seen users' choices on seen prompts teach what users have in common; a new user gives 0 to 32 choices on seen prompts
 and is asked about unseen ones (the headline), and about seen ones. Beside each head: the population (0 choices), the
-model's own likelihood, a fit without what others taught, another user's choices and shuffled labels (which must not
-help), and a probe that sees nothing but format. Intervals are 95 % bootstrap intervals over users. What choices are
-worth for the text that is said is in best_of.py; both are in one report.
+model's own likelihood, choices in the prompt of the model as it is, a fit without what others taught, another user's
+choices and shuffled labels (which must not help), and a probe that sees nothing but format. Intervals are 95 %
+bootstrap intervals over users. What choices are worth for the text that is said is in best_of.py; both are in one
+report.
 
 Shape legend: U users, A answers, F features, C components.
 """
@@ -16,7 +17,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +24,15 @@ import numpy as np
 
 from edgealign.artifact import Artifact, Check, open_artifact, open_model, publish, refuse_existing
 from edgealign.errors import UsageError
-from edgealign.personalize.candidates import Candidates, read_answers, read_candidates
-from edgealign.personalize.features import Cache, Features, main_components
+from edgealign.personalize import baselines
+from edgealign.personalize.candidates import read_candidates
+from edgealign.personalize.few_shot_material import Material, read_material
 from edgealign.personalize.heads import HEADS, Choices, Head
-from edgealign.personalize.lore import Basis, fit_users
 from edgealign.personalize.planted import KINDS, KS, Person, accuracy, curve, exchanged, shuffled
 from edgealign.personalize.recipes import FewShotRecipe
-from edgealign.personalize.text_users import Pool, TextUsers, format_probe, mean_of_worst, paired_gain
-from edgealign.personalize.traits import Whitening
+from edgealign.personalize.text_users import TextUsers, format_probe, mean_of_worst, paired_gain
 from edgealign.progress import bar, say
-from edgealign.runtimes.session import open_session, read_bundle
+from edgealign.runtimes.session import read_bundle
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -47,19 +46,6 @@ SEEN, NEW = 0, 1  # parts of a population
 CONTROLLED = (8, 32)  # numbers of choices that the controls are given
 CONTROLS = 4  # of each kind for every user: one is luck where the next user happens to be alike
 BASELINE = "lore-released"
-
-
-@dataclass(frozen=True)
-class Material:
-    """A pool with what it was made of: texts in the pool's order, the features' map and components."""
-
-    pool: Pool
-    texts: tuple[str, ...]
-    raw: Floats  # (A, F) features; the last is the model's likelihood
-    features: Features
-    components: Floats  # (F, C)
-    whitening: Whitening
-    rows: tuple[Candidates, ...]
 
 
 def run(
@@ -110,27 +96,11 @@ def run(
     return open_artifact(out)
 
 
-def read_material(
-    recipe: FewShotRecipe, source: Artifact, rows: Sequence[Candidates], tokenizer: Any, cache: Path | None
-) -> Material:
-    """Every candidate as text, attributes and features."""
-    texts = [text for row in rows for text in row.answers]
-    prompts = np.array([number for number, row in enumerate(rows) for _ in row.answers])
-    features = Features.of_model(source.path)
-    session = open_session(source.path, threads=recipe.threads or None)
-    try:
-        found = read_answers(features, session, tokenizer, rows, Cache(cache, source.digest))
-    finally:
-        session.close()
-    whitening = Whitening.of(texts, recipe.traits)
-    components = main_components(found, recipe.components)
-    pool = Pool(found @ components, whitening.read(texts), prompts)
-    return Material(pool, tuple(texts), found, features, components, whitening, tuple(rows))
-
-
 def study(recipe: FewShotRecipe, material: Material, kind: str) -> dict[str, Any]:
     """All heads and controls on one population, over all seeds; accuracies are of single users, one after another."""
-    found: dict[str, Any] = {"heads": {}, "likelihood": [], "scratch": {k: [] for k in KS}, "probe": []}
+    found: dict[str, Any] = {
+        "heads": {}, "likelihood": [], "scratch": {k: [] for k in KS}, "prompted": {}, "probe": [],
+    }  # fmt: skip
     with bar(total=recipe.seeds * len(recipe.heads), label=f"users {kind}") as advance:
         for seed in range(recipe.seed, recipe.seed + recipe.seeds):
             seen_prompts, new_prompts = material.pool.split(recipe.seen_prompts, seed)
@@ -145,8 +115,10 @@ def study(recipe: FewShotRecipe, material: Material, kind: str) -> dict[str, Any
                 "seen users, seen prompts": _people(recipe, seen, seen_prompts, seen_prompts, seed),
             }
             headline = next(iter(people.values()))
-            found["likelihood"] += _likelihood(material, new, new_prompts, recipe, seed)
-            for k, values in _scratch(headline, taught).items():
+            found["likelihood"] += baselines.likelihood(material, new, new_prompts, recipe, seed)
+            for k, values in baselines.prompted(material, new, seen_prompts, new_prompts, recipe, seed).items():
+                found["prompted"].setdefault(k, []).extend(values)
+            for k, values in baselines.scratch(headline, taught).items():
                 found["scratch"][k] += values
             for name in recipe.heads:
                 _add(found["heads"].setdefault(name, {}), HEADS.load(name), taught, people, recipe, seed)
@@ -196,29 +168,6 @@ def learn(kind: Any, taught: Choices, recipe: FewShotRecipe, seed: int) -> Head:
     return head
 
 
-def _scratch(people: Sequence[Person], taught: Choices) -> dict[int, list[float]]:
-    """Ridge logistic regression on the user's own choices alone: nothing that others taught."""
-    scale: Floats = np.asarray(taught.gaps.std(0).clip(min=1e-9), dtype=np.float64)
-    size = len(scale)
-    basis = Basis(np.zeros(size), np.eye(size) / size**0.5, scale)
-    found: dict[int, list[float]] = {}
-    for k in KS:
-        for person in people:
-            own, asked = (np.asarray(each.gaps, dtype=np.float64) for each in (person.own, person.held_out))
-            weights = fit_users(basis.project(own[:k])[None]).weights[0]
-            margins = basis.reward(asked, weights)
-            found.setdefault(k, []).append(float(np.mean((margins > 0) + 0.5 * (margins == 0))))
-    return found
-
-
-def _likelihood(material: Material, users: TextUsers, prompts: Any, recipe: FewShotRecipe, seed: int) -> list[float]:
-    """The model without anybody: it likes what it would say."""
-    _, shown = users.choose(prompts, recipe.asked, seed=seed + 1, noiseless=True)
-    gaps = material.raw[shown[:, 0], -1] - material.raw[shown[:, 1], -1]
-    right = ((gaps > 0) + 0.5 * (gaps == 0)).reshape(users.count, -1)
-    return [float(value) for value in right.mean(1)]
-
-
 def summarize(found: dict[str, Any], recipe: FewShotRecipe) -> dict[str, Any]:
     """Means, intervals, gains over the same head's 0 choices, regret, worst decile."""
     heads = {}
@@ -246,6 +195,7 @@ def summarize(found: dict[str, Any], recipe: FewShotRecipe) -> dict[str, Any]:
     return {
         "heads": heads, "likelihood": float(np.mean(found["likelihood"])), "probe": float(np.mean(found["probe"])),
         "scratch": {k: float(np.mean(values)) for k, values in found["scratch"].items()},
+        "prompted": {k: float(np.mean(values)) for k, values in found["prompted"].items()},
     }  # fmt: skip
 
 

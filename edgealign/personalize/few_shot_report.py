@@ -65,8 +65,10 @@ def curve_table(kind: str, row: Mapping[str, Any]) -> str:
         cells += [f"{found['regret']:.2f}", str(found["bytes"])]
         cells += [f"{found['fit_ms']:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    cells = ["own choices alone", *(f"{row['scratch'][k]:.3f}" for k in KS)]
-    lines.append(f"| {' | '.join(cells)} |{' |' * (len(heads) - len(cells))}")
+    for name, found in (("own choices alone", row["scratch"]), ("choices in the prompt", row["prompted"])):
+        cells = [name, *(f"{found[k]:.3f}" if k in found else "" for k in KS)]
+        if found:
+            lines.append(f"| {' | '.join(cells)} |{' |' * (len(heads) - len(cells))}")
     name, found = next(iter(row["heads"].items()))
     others = ", ".join(f"{cell} {value:.3f}" for cell, value in found["cells"].items())
     lines += ["", f"The model's own likelihood: {row['likelihood']:.3f}. A probe that sees only format: "

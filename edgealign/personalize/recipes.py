@@ -187,6 +187,9 @@ class FewShotRecipe:
     components: int = option(128, ge=2, help="main components of the features that are kept")
     rank: int = option(8, ge=1, help="numbers of a user")
     seeds: int = option(2, ge=1, help="populations, splits of the prompts and users are drawn this often")
+    prompted: int = option(
+        24, ge=0, help="unseen users whose choices are also tried as a prompt of the model as it is; 0: none"
+    )
     drawn: int = option(8, ge=2, help="plain answers per prompt to choose from (best of n)")
     drawn_prompts: int = option(24, ge=2, help="unseen prompts that answers are drawn for")
     strengths: tuple[float, ...] = option((1.0, 2.0, 4.0), help="of the tilt of the next token (tilt.py)")

@@ -14,6 +14,7 @@ import pytest
 from edgealign.data import users
 from edgealign.data.encode import encode_pair
 from edgealign.data.recipes import UsersRecipe
+from edgealign.personalize import prompted
 from edgealign.personalize.shots import with_shots
 from edgealign.train.layout import pair
 
@@ -42,7 +43,7 @@ def test_questions_that_share_a_prefix_are_scored_as_if_each_stood_alone(
 ) -> None:
     model = bench.Model(tiny_model)
     shots = people[0].own[:k]
-    together = bench.margins(model, None, [bench.questions(model.tok, shots, people[0].asked, [""] * 3)])[0]
+    together = bench.margins(model, None, [prompted.questions(model.tok, shots, people[0].asked, [""] * 3)])[0]
     alone = [
         pair(*encode_pair(model.tok, replace(row, prompt=with_shots(row.prompt, shots)))) for row in people[0].asked
     ]
@@ -55,7 +56,7 @@ def test_a_model_against_itself_has_no_implicit_reward(
     bench: ModuleType, people: Sequence[Any], tiny_model: Path
 ) -> None:
     model = bench.Model(tiny_model)
-    tree = bench.questions(model.tok, people[0].own[:1], people[0].asked, [""] * 3)
+    tree = prompted.questions(model.tok, people[0].own[:1], people[0].asked, [""] * 3)
     assert bench.margins(model, model, [tree]) == [[0.0] * 3]
 
 
@@ -63,7 +64,7 @@ def test_a_description_that_both_answers_share_moves_no_log_ratio_but_what_follo
     bench: ModuleType, people: Sequence[Any], tiny_model: Path
 ) -> None:
     model = bench.Model(tiny_model)
-    tree = bench.questions(model.tok, people[0].own[:1], people[0].asked, ["Likes it short.", "", "Likes it long."])
+    tree = prompted.questions(model.tok, people[0].own[:1], people[0].asked, ["Likes it short.", "", "Likes it long."])
     for leaf in tree.leaves[:2]:
         assert model.tok.decode(tree.segments[leaf].ids).startswith("Likes it short.\n\n")
     assert not model.tok.decode(tree.segments[tree.leaves[2]].ids).startswith("Likes")

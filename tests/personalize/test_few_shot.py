@@ -19,7 +19,7 @@ from edgealign.data.synthetic import write_jsonl
 from edgealign.errors import InputError, RecipeError, UsageError
 from edgealign.export_recipes import ExportRecipe
 from edgealign.models.load import load_tokenizer
-from edgealign.personalize import best_of, candidates, few_shot
+from edgealign.personalize import baselines, best_of, candidates, few_shot
 from edgealign.personalize.heads import HEADS
 from edgealign.personalize.planted import accuracy, curve
 from edgealign.personalize.recipes import CandidatesRecipe, FewShotRecipe
@@ -28,8 +28,8 @@ from edgealign.personalize.traits import TRAITS, Whitening, in_words
 
 SMALL = FewShotRecipe(
     populations=("signed-0.1", "positive-10"), heads=("lore",), traits=("length", "exclamations", "questions", "me"),
-    users=300, pairs=30, new_users=80, asked=80, components=48, rank=4, seeds=1, threads=1, bootstrap=500, drawn=4,
-    drawn_prompts=6, max_new_tokens=48, strengths=(2.0,),
+    users=300, pairs=30, new_users=80, asked=80, components=48, rank=4, prompted=6, seeds=1, threads=1, bootstrap=500,
+    drawn=4, drawn_prompts=6, max_new_tokens=48, strengths=(2.0,),
 )  # fmt: skip
 
 
@@ -263,3 +263,36 @@ def test_what_is_no_population_no_head_and_no_candidates_is_one_line(tmp_path: P
     file.write_text(json.dumps({"text": "only text"}) + "\n")
     with pytest.raises(InputError):
         candidates.run(CandidatesRecipe(threads=1), model=tiny_model, sources=[file], out=tmp_path / "c")
+
+
+@pytest.mark.slow
+def test_choices_in_the_prompt_are_those_that_heads_are_given_and_rank_as_a_plain_reading_does(
+    material, distinct, alike
+) -> None:
+    """Without a choice: the mean log-probability of each answer behind its question, one sequence after another."""
+    import torch
+
+    from edgealign.data.encode import encode_pair
+    from edgealign.models.load import load_model
+
+    assert list(distinct["prompted"]) == list(baselines.PROMPTED)
+    new = TextUsers.draw(material.pool, "signed-0.1", SMALL.new_users, seed=0, part=few_shot.NEW)
+    seen_prompts, new_prompts = material.pool.split(SMALL.seen_prompts, 0)
+    _, asked = new.choose(new_prompts, SMALL.asked, seed=1, noiseless=True)
+    tok, network = load_tokenizer(material.model), load_model(material.model)
+
+    def nats(prompt, answer) -> float:
+        with torch.inference_mode():
+            logits = network(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        return float(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).mean())
+
+    right = []
+    for shown in asked.reshape(new.count, -1, 2)[: SMALL.prompted, : baselines.PROMPTED_PAIRS]:
+        for places in shown:
+            prompt, chosen, rejected = encode_pair(tok, material.pair(*places))
+            right.append(nats(prompt, chosen) > nats(prompt, rejected))
+    assert distinct["prompted"][0] == pytest.approx(sum(right) / len(right), abs=1e-6)
+    people = new.people(seen_prompts, new_prompts, asked=SMALL.asked, flips=SMALL.flips, seed=0)
+    place = material.pool.features
+    own = new.choose(seen_prompts, 32, seed=0, flips=SMALL.flips)[1].reshape(new.count, -1, 2)
+    assert np.allclose(people[3].own.gaps, place[own[3, :, 0]] - place[own[3, :, 1]])
