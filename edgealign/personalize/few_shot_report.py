@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgealign.artifact import Check
+from edgealign.personalize.baselines import PROMPTED_PAIRS
 from edgealign.personalize.planted import KS
 from edgealign.personalize.recipes import FewShotRecipe
 
@@ -33,7 +34,9 @@ def write_report(folder: Path, result: Mapping[str, Any], recipe: FewShotRecipe,
         f"Planted users choose between {result['answers']} answers of the model to {result['prompts']} prompts, by "
         f"{len(result['traits'])} attributes of the text, freed of each other ({', '.join(result['traits'])}); "
         f"{recipe.flips:.0%} of the choices are the wrong way round. {recipe.users} seen users with {recipe.pairs} "
-        f"choices each, {recipe.new_users} new ones, {recipe.seeds} seeds. Unseen users, unseen prompts:", "",
+        f"choices each, {recipe.new_users} new ones, {recipe.seeds} seeds. Choices in the prompt: no training, "
+        f"{min(recipe.prompted, recipe.new_users)} of the new ones, {PROMPTED_PAIRS} pairs each. Unseen users, unseen "
+        "prompts:", "",
         "![Accuracy by number of choices](curves.png)", "", *tables,
         "## What is said", "",
         f"Best of {result['said']['n']} answers by the fitted reward, {result['said']['prompts']} unseen prompts, "
