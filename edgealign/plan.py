@@ -18,6 +18,8 @@ from typing import Any
 
 from edgealign import recipe as recipes
 from edgealign.models.builtin import built_in
+from edgealign.objectives.settings import configure
+from edgealign.objectives.table import check_beta, find
 
 FLOPS_PER_PARAMETER_TOKEN = {
     "pretrain": 6, "distill": 6, "sft": 6, "dpo": 8, "personalize": 8, "verify": 2, "export": 2, "eval": 2,
@@ -32,7 +34,13 @@ LOAD_S = 2.0  # per process
 
 
 def plan_stage(stage: str, recipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage would read, do and need; nothing is written."""
+    """What a stage would read, do and need; nothing is written.
+
+    Raises:
+        UsageError, RecipeError: the stage would refuse its objective, a setting of it, or its beta.
+    """
+    if hasattr(recipe, "objective"):
+        check_beta(configure(find(recipe.objective), getattr(recipe, "settings", ()))[0], recipe.beta)
     inputs = {name: _shown(value) for name, value in arguments.items() if value not in (None, [], {})}
     return {
         "run": stage,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,25 @@ def test_objectives_are_listed_and_told_in_full(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert words in told
     assert "the column kl" in edgealign("objectives", "KTO").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--objective", "ln_dpo", "--beta", "0.1"), "ln_dpo takes log-ratios per token"),
+        (("--objective", "rpo"), "is the short name of 4 methods"),
+        (("--objective", "lfm2", "--settings", "f=none"), "f"),
+    ],
+)
+def test_a_dry_run_refuses_the_objective_that_the_run_would_refuse(
+    options: tuple[str, ...], words: str, command: Callable[..., int], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = ("dpo", "--model", "starter", "--data", tmp_path / "absent.jsonl", "--out", tmp_path / "out", *options)
+    assert command(*given, "--dry-run") == 2
+    said = capfd.readouterr()
+    assert words in said.err
+    assert not said.out
+    assert command(*given[:7], "--dry-run") == 0
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, tiny_model: Path) -> None:
