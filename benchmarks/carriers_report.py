@@ -50,6 +50,19 @@ def _by_person(rows: Sequence[Mapping[str, Any]]) -> Floats:
     return np.array([np.mean([row["gain"] for row in rows if row["person"] == one]) for one in people])
 
 
+def by_attribute(result: Mapping[str, Any]) -> list[str]:
+    """Markdown: mean gains of the people who care for one attribute alone, apart."""
+    names = result["attributes"]
+    people = len({row["person"] for row in result["rows"]})
+    lines = ["Gain, sd, by the one attribute that a person cares for, a few people each:", "",
+             f"| carrier | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]  # fmt: skip
+    for carrier in dict.fromkeys(row["carrier"] for row in result["rows"]):
+        gains = _by_person([row for row in result["rows"] if row["carrier"] == carrier]).reshape(len(names), -1)
+        assert gains.size == people  # in the order of the attributes, as many for each
+        lines.append(f"| {carrier} | {' | '.join(f'{gain:+.2f}' for gain in gains.mean(1))} |")
+    return [*lines, ""]
+
+
 def _interval(values: Floats) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of (P,)."""
     means = values[np.random.default_rng(0).integers(0, len(values), (4000, len(values)))].mean(1)
@@ -89,7 +102,7 @@ def render(result: Mapping[str, Any]) -> str:
     lines += [
         "", "KL of a best of n: the bound ln n - (n - 1) / n on an answer, over its tokens, and what tilt 1 paid where "
         "it is tilted. Bytes of a mix are the weights; the LoRAs are everybody's.", "",
-        *(_paired(result["rows"], *pair) for pair in PAIRED), "",
+        *(_paired(result["rows"], *pair) for pair in PAIRED), "", *([] if mixed else by_attribute(result)),
         f"Learned of them, {order}of {', '.join(result['attributes'])}: {'; '.join(result['learned'])}.",
         "", f"{card['cpu']}, {result['threads']} threads.", "",
     ]  # fmt: skip
