@@ -42,8 +42,8 @@ from edgealign.personalize.attributes import reward
 from edgealign.personalize.shots import describe, fit_shots, prefix_ids, with_shots, without_description
 from edgealign.progress import say, track
 from edgealign.train.layout import Tree
-from edgealign.train.precision import choose_precision, fixed_threads
-from edgealign.train.scoring import FULL_PASS, Passes, score
+from edgealign.train.precision import fixed_threads
+from edgealign.train.scoring import Passes, score
 
 CONTROL_K = 4
 BATCH = 16  # prompts that are answered together
@@ -83,9 +83,7 @@ class Model:
     def __init__(self, folder: Path) -> None:
         self.tok: Any = load_tokenizer(folder)
         self.network: Any = load_model(folder)
-        self.passes = Passes.of(
-            self.network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=FULL_PASS
-        )
+        self.passes = Passes.reading(self.network)
 
     def answers(self, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[str]:
         """Greedy answers, shorter prompts with shorter ones."""

@@ -36,7 +36,7 @@ from edgealign.personalize.recipes import LoraRecipe
 from edgealign.personalize.start import average
 from edgealign.progress import hush_libraries, say, track
 from edgealign.train.held_out import rank_pairs
-from edgealign.train.precision import choose_precision, fixed_threads
+from edgealign.train.precision import fixed_threads
 from edgealign.train.scoring import Passes
 
 WAYS = ("from zero", "from the mean", "along the mean")
@@ -101,9 +101,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
                 for way in WAYS if k else WAYS[:2]:
                     start = None if way == WAYS[0] else common
                     network, _ = learn(model.path, tok, recipe, rows[:k], start, along=way == WAYS[2])
-                    passes = Passes.of(
-                        network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=2048
-                    )
+                    passes = Passes.reading(network)
                     found = rank_pairs(network, held_out, passes)
                     cell = cells.setdefault(f"{k} {way}", {"accuracy": [], "margin": []})
                     cell["accuracy"].append(found.accuracy)

@@ -51,8 +51,8 @@ def prompted(
     """The first users' choices in the prompt: the same choices and, of the same held-out pairs, the first."""
     from edgealign.models.load import load_model, load_tokenizer
     from edgealign.personalize.prompted import ranked_right
-    from edgealign.train.precision import choose_precision, fixed_threads
-    from edgealign.train.scoring import FULL_PASS, Passes
+    from edgealign.train.precision import fixed_threads
+    from edgealign.train.scoring import Passes
 
     if not recipe.prompted:
         return {}
@@ -65,7 +65,6 @@ def prompted(
     people = list(zip(*sides, strict=True))[: recipe.prompted]
     with fixed_threads(recipe.threads):
         network = load_model(material.model)
-        precision = choose_precision("float32", lora=True, n_parameters=0)
-        passes = Passes.of(network, precision, tokens_per_pass=FULL_PASS)
+        passes = Passes.reading(network)
         tokenizer = load_tokenizer(material.model)
         return {k: ranked_right(network, tokenizer, passes, people, k) for k in PROMPTED}

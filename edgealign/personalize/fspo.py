@@ -55,8 +55,8 @@ def run(recipe: FspoRecipe, *, model: str | Path, choices: str | Path, user: str
     from edgealign.models.load import load_model, load_tokenizer
     from edgealign.train.held_out import rank_pairs
     from edgealign.train.layout import pair
-    from edgealign.train.precision import choose_precision, fixed_threads
-    from edgealign.train.scoring import FULL_PASS, Passes
+    from edgealign.train.precision import fixed_threads
+    from edgealign.train.scoring import Passes
 
     out = Path(out)
     refuse_existing(out)
@@ -74,9 +74,7 @@ def run(recipe: FspoRecipe, *, model: str | Path, choices: str | Path, user: str
     prefix = prefix_ids(tok, shots)
     with fixed_threads(recipe.threads) as threads:
         network: Any = load_model(base.path)
-        passes = Passes.of(
-            network, choose_precision("float32", lora=True, n_parameters=0), tokens_per_pass=FULL_PASS
-        )
+        passes = Passes.reading(network)
 
         def rank(rows: Sequence[Pair], longest: int, label: str) -> Any:
             encoded = encode_pairs(tok, rows, max_tokens=longest).rows

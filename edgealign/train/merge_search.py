@@ -183,11 +183,10 @@ def _score_all(
 def _score(name: str, folder: Path, trees: list[Tree], ranked: bool, bench: Bench | None) -> Score:
     from edgealign.models.load import load_model
     from edgealign.train.held_out import mean_nll, rank_pairs
-    from edgealign.train.precision import choose_precision
-    from edgealign.train.scoring import FULL_PASS, Passes
+    from edgealign.train.scoring import Passes
 
     model = load_model(folder)
-    passes = Passes.of(model, choose_precision("float32", lora=False, n_parameters=0), tokens_per_pass=FULL_PASS)
+    passes = Passes.reading(model)
     grade = bench.grade(folder) if bench else None
     if ranked:
         ranking = rank_pairs(model, trees, passes, label=name)

@@ -15,7 +15,7 @@ from edgealign.train import processes
 from edgealign.train.adapt import lora_without_casts
 from edgealign.train.layout import Batch, Tree, arrange, lay_out, split_for, split_in_rows
 from edgealign.train.logprobs import is_sharded, token_logprobs
-from edgealign.train.precision import Precision
+from edgealign.train.precision import Precision, choose_precision
 from edgealign.train.rows import Rows
 from edgealign.train.shortconv import kernel_width, tree_rows
 from edgealign.train.tasks import Task
@@ -52,6 +52,11 @@ class Passes:
     @staticmethod
     def of(model: nn.Module, precision: Precision, *, tokens_per_pass: int, pad_id: int = 0) -> Passes:
         return Passes(kernel_width(model), pad_id, tokens_per_pass, precision)
+
+    @staticmethod
+    def reading(model: nn.Module) -> Passes:
+        """In 32 bits and whole passes: what only reads needs no other."""
+        return Passes.of(model, choose_precision("float32", lora=False, n_parameters=0), tokens_per_pass=FULL_PASS)
 
     def groups(self, trees: Sequence[Tree] | Rows, indices: Sequence[int], *, parts: int = 1) -> list[list[int]]:
         """`indices` split so that each group fits a pass, and, where there are enough of them, in a number of groups

@@ -245,16 +245,6 @@ def test_forgetting_leaves_no_byte_of_a_user(quick: Served, tmp_path: Path) -> N
     assert [each.number for each in _versions(tmp_path, "me")] == [1]
 
 
-def test_who_is_forgotten_is_answered_as_before_they_came(served: Served) -> None:
-    """T14."""
-    before = say(served, "mia")["content"]
-    teach(served, "mia")
-    taste(served, "mia", "PUT", "/strength", strength=MAX_TASTE)
-    assert say(served, "mia")["content"] != before
-    served.http.delete("/api/users/mia").raise_for_status()
-    assert say(served, "mia")["content"] == before
-
-
 def test_forgetting_takes_the_name_and_the_instructions_out_of_the_settings(quick: Served, tmp_path: Path) -> None:
     name, system = f"{CANARY}-name", f"Speak like {CANARY}"
     home = {"user": name, "system": system, "theme": "dark"}

@@ -1,4 +1,4 @@
-"""A taste is learned from what the bundle itself reads, and followed by it, in every runtime that ships."""
+"""A taste is learned from what the bundle itself reads, and followed by it, in every runtime; and forgotten."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from edgealign.personalize import basis as bases
 from edgealign.personalize.recipes import MAX_TASTE, BasisRecipe
 
 from ..personalize.conftest import likes_short, two_tastes
-from .conftest import serving
-from .test_taste import choose, taste
+from .conftest import Served, serving
+from .test_taste import choose, say, taste, teach
 
 PROMPTS = ("what is number 7?", "red and blue", "well, I would", "the sun")
 
@@ -54,3 +54,13 @@ def test_a_taste_is_learned_and_followed(
         assert say(served.model) == base
         taste(served, "lia", "PUT", "/strength", strength=0)
         assert say(own) == base
+
+
+def test_who_is_forgotten_is_answered_as_before_they_came(served: Served) -> None:
+    """T14."""
+    before = say(served, "mia")["content"]
+    teach(served, "mia")
+    taste(served, "mia", "PUT", "/strength", strength=MAX_TASTE)
+    assert say(served, "mia")["content"] != before
+    served.http.delete("/api/users/mia").raise_for_status()
+    assert say(served, "mia")["content"] == before

@@ -1,13 +1,14 @@
 """Planted users on the starter's own answers: what the evaluation promises, and that it would catch us cheating.
 
 The tests' numbers (T1 ...) are those of the protocol that the evaluation follows; T8 is in test_lore.py, T11 is a line
-of the report, T12 is in test_budget.py, T14 in tests/apps/test_taste.py, T15 in tests/bench with the real people.
+of the report, T12 is in test_budget.py, T14 in tests/apps (taste_runtimes), T15 in tests/bench (real people).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from edgealign.personalize import baselines, best_of, candidates, few_shot
 from edgealign.personalize.heads import HEADS
 from edgealign.personalize.planted import accuracy, curve
 from edgealign.personalize.recipes import CandidatesRecipe, FewShotRecipe
+from edgealign.personalize.shots import with_shots
 from edgealign.personalize.text_users import Pool, TextUsers, format_facts, format_probe, mean_of_worst, paired_gain
 from edgealign.personalize.traits import TRAITS, Whitening, in_words
 
@@ -269,7 +271,7 @@ def test_what_is_no_population_no_head_and_no_candidates_is_one_line(tmp_path: P
 def test_choices_in_the_prompt_are_those_that_heads_are_given_and_rank_as_a_plain_reading_does(
     material, distinct, alike
 ) -> None:
-    """Without a choice: the mean log-probability of each answer behind its question, one sequence after another."""
+    """The mean log-probability of each answer behind choices and question, one whole sequence after another."""
     import torch
 
     from edgealign.data.encode import encode_pair
@@ -286,13 +288,17 @@ def test_choices_in_the_prompt_are_those_that_heads_are_given_and_rank_as_a_plai
             logits = network(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
         return float(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).mean())
 
-    right = []
-    for shown in asked.reshape(new.count, -1, 2)[: SMALL.prompted, : baselines.PROMPTED_PAIRS]:
-        for places in shown:
-            prompt, chosen, rejected = encode_pair(tok, material.pair(*places))
-            right.append(nats(prompt, chosen) > nats(prompt, rejected))
-    assert distinct["prompted"][0] == pytest.approx(sum(right) / len(right), abs=1e-6)
+    own = new.choose(seen_prompts, 32, seed=0, flips=SMALL.flips)[1].reshape(new.count, -1, 2)
+    for k in (0, 2):
+        right = []
+        rows = zip(own, asked.reshape(new.count, -1, 2)[: SMALL.prompted, : baselines.PROMPTED_PAIRS], strict=False)
+        for choices, shown in rows:
+            shots = [material.pair(*places) for places in choices[:k]]
+            for places in shown:
+                row = material.pair(*places)
+                prompt, chosen, rejected = encode_pair(tok, replace(row, prompt=with_shots(row.prompt, shots)))
+                right.append(nats(prompt, chosen) > nats(prompt, rejected))
+        assert distinct["prompted"][k] == pytest.approx(sum(right) / len(right), abs=1e-6)
     people = new.people(seen_prompts, new_prompts, asked=SMALL.asked, flips=SMALL.flips, seed=0)
     place = material.pool.features
-    own = new.choose(seen_prompts, 32, seed=0, flips=SMALL.flips)[1].reshape(new.count, -1, 2)
     assert np.allclose(people[3].own.gaps, place[own[3, :, 0]] - place[own[3, :, 1]])
