@@ -289,16 +289,19 @@ def test_choices_in_the_prompt_are_those_that_heads_are_given_and_rank_as_a_plai
         return float(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).mean())
 
     own = new.choose(seen_prompts, 32, seed=0, flips=SMALL.flips)[1].reshape(new.count, -1, 2)
+    found = baselines.prompted(material, new, seen_prompts, new_prompts, SMALL, 0)
     for k in (0, 2):
-        right = []
+        wanted = []
         rows = zip(own, asked.reshape(new.count, -1, 2)[: SMALL.prompted, : baselines.PROMPTED_PAIRS], strict=False)
         for choices, shown in rows:
-            shots = [material.pair(*places) for places in choices[:k]]
+            shots, right = [material.pair(*places) for places in choices[:k]], []
             for places in shown:
                 row = material.pair(*places)
                 prompt, chosen, rejected = encode_pair(tok, replace(row, prompt=with_shots(row.prompt, shots)))
                 right.append(nats(prompt, chosen) > nats(prompt, rejected))
-        assert distinct["prompted"][k] == pytest.approx(sum(right) / len(right), abs=1e-6)
+            wanted.append(sum(right) / len(right))
+        assert found[k] == pytest.approx(wanted, abs=1e-6)
+        assert distinct["prompted"][k] == pytest.approx(sum(wanted) / len(wanted), abs=1e-6)
     people = new.people(seen_prompts, new_prompts, asked=SMALL.asked, flips=SMALL.flips, seed=0)
     place = material.pool.features
     assert np.allclose(people[3].own.gaps, place[own[3, :, 0]] - place[own[3, :, 1]])
