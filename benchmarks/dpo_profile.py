@@ -74,12 +74,12 @@ def watch(clock: Clock) -> None:
     """Time every part of a step."""
     import torch
 
-    from edgealign.train import logprobs, scoring, tasks, trainer
+    from edgealign.train import logprobs, preference_task, scoring, trainer
 
     clock.wrap(scoring.Passes, "batch", "layout")
     clock.wrap(logprobs, "hidden_states", "decoder forward")
     clock.wrap(scoring, "token_logprobs", "vocabulary forward")
-    clock.wrap(tasks.PreferenceTask, "loss", "loss")
+    clock.wrap(preference_task.PreferenceTask, "loss", "loss")
     clock.wrap(torch.Tensor, "backward", "backward, decoder")
     clock.wrap(logprobs._ChunkedLogProb, "backward", "backward, vocabulary")
     clock.wrap(torch.nn.utils, "clip_grad_norm_", "clipping")
@@ -96,10 +96,11 @@ def profile(args: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
     from edgealign.train.adapt import add_lora
     from edgealign.train.layout import pair
     from edgealign.train.precision import choose_precision
+    from edgealign.train.preference_task import PreferenceTask
     from edgealign.train.recipes import PreferenceRecipe
     from edgealign.train.scoring import Passes, score, tokens_of_pass
     from edgealign.train.speed import matmul_flops
-    from edgealign.train.tasks import PerToken, PreferenceTask
+    from edgealign.train.tasks import PerToken
     from edgealign.train.trainer import fit
 
     if args.threads:

@@ -53,9 +53,10 @@ def train_ours(model_dir: Path, pairs: Sequence[Any], args: Any) -> dict[str, An
     from edgealign.train.adapt import add_lora
     from edgealign.train.layout import pair
     from edgealign.train.precision import choose_precision
+    from edgealign.train.preference_task import PreferenceTask
     from edgealign.train.recipes import PreferenceRecipe
     from edgealign.train.scoring import Passes, score, tokens_of_pass
-    from edgealign.train.tasks import PerToken, PreferenceTask
+    from edgealign.train.tasks import PerToken
     from edgealign.train.trainer import fit
 
     lora = args.kind == "lora"

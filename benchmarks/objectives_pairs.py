@@ -30,7 +30,7 @@ from edgealign.data.forms import Fact, Message, Pair
 from edgealign.errors import InputError
 from edgealign.judges.filter import chance_of_a_wrong_label
 from edgealign.judges.judge import Judge
-from edgealign.objectives.table import Objective
+from edgealign.objectives.table import MADE, Objective
 from edgealign.personalize.attributes import measure, standardize
 
 Prompts = Sequence[tuple[Message, ...]]
@@ -43,8 +43,8 @@ REASONS: Mapping[str, tuple[str, str]] = {
 
 
 def columns_of(objective: Objective) -> tuple[str, ...]:
-    """What its rows must have that `draw_pairs` does not give."""
-    given = ("user", "base_reference", objective.second_model)
+    """What its rows must have that neither `draw_pairs` nor the trainer gives."""
+    given = {"user", "base_reference", objective.second_model, *MADE}
     return tuple(name for name in objective.columns if name not in given)
 
 

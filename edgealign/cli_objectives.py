@@ -9,7 +9,7 @@ import typer
 from edgealign.cli_options import JsonOption, emit
 from edgealign.objectives.entries import OBJECTIVES
 from edgealign.objectives.settings import settings_of
-from edgealign.objectives.table import CONFIDENCE, Objective, find, trainable
+from edgealign.objectives.table import CONFIDENCE, MADE, Objective, find
 
 
 def objectives(
@@ -29,8 +29,9 @@ def describe(entry: Objective) -> dict[str, Any]:
     letters = {name: letter for letter, name in entry.letters.items()}
     return {
         "key": entry.key, "aliases": list(entry.aliases), "summary": entry.summary, "loss": entry.formula,
-        "tokens": entry.reduction, "recipe": entry.key in trainable(), "reference": entry.needs_reference,
-        "columns": list(entry.columns), "state": entry.state,
+        "tokens": entry.reduction, "reference": entry.needs_reference,
+        "columns": [name for name in entry.columns if name not in MADE],
+        "made": [name for name in entry.columns if name in MADE], "state": entry.state,
         "beta": {"default": entry.beta, "range": f"from {low:g} to {high:g}", "letter": letters.get("beta")},
         "settings": {
             name: {"default": setting.default, "range": setting.range, "letter": letters.get(name)}
@@ -45,9 +46,8 @@ def _table(found: dict[str, Any]) -> str:
     width = max(len(each["key"]) for each in found["objectives"])
     lines = [f"{'key':{width}}  tokens  beta    what it is"]
     for each in found["objectives"]:
-        mark = "" if each["recipe"] else " (for your own loop)"
         beta = each["beta"]["default"]
-        lines.append(f"{each['key']:{width}}  {each['tokens']:6}  {beta:<6g}  {each['summary']}{mark}")
+        lines.append(f"{each['key']:{width}}  {each['tokens']:6}  {beta:<6g}  {each['summary']}")
     return "\n".join([*lines, "", "one in full: edgealign objectives KEY; to train: edgealign dpo --objective KEY"])
 
 
@@ -55,6 +55,7 @@ def _page(found: dict[str, Any]) -> str:
     aliases = f" ({', '.join(found['aliases'])})" if found["aliases"] else ""
     needs = ["a reference"] if found["reference"] else []
     needs += [f"the column {name}" for name in found["columns"]]
+    needs += [f"{name} (made while training)" for name in found["made"]]
     needs += ["a state that is kept between steps"] if found["state"] else []
     lines = [
         f"{found['key']}{aliases}: {found['summary']}",
@@ -72,5 +73,4 @@ def _page(found: dict[str, Any]) -> str:
         f"  in TRL    {found['trl'] or 'no'}",
         f"  source    {found['source']}",
     ]
-    use = f"edgealign dpo --objective {found['key']}" if found["recipe"] else "your own loop: docs/objectives.md"
-    return "\n".join([*lines, f"  use       {use}"])
+    return "\n".join([*lines, f"  use       edgealign dpo --objective {found['key']}"])

@@ -91,7 +91,10 @@ def test_objectives_are_listed_and_told_in_full(tmp_path: Path) -> None:
         "how sure  third party: as others have", "2511.23404", "edgealign dpo --objective lfm2",
     ):  # fmt: skip
         assert words in told
-    assert "the column kl" in edgealign("objectives", "KTO").stdout
+    told = edgealign("objectives", "KTO").stdout
+    assert "unrelated (made while training)" in told
+    assert "the column" not in told
+    assert "the column score" in edgealign("objectives", "gpo").stdout
 
 
 @pytest.mark.parametrize(

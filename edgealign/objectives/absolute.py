@@ -69,13 +69,15 @@ def bco(pairs: Pairs) -> Tensor:
 
 
 def kto(pairs: Pairs) -> Tensor:
-    """1 - s(a - k) + 1 - s(k - b), weighted; k = beta KL estimated on other completions, `kl` (KTO).
+    """1 - s(a - k) + 1 - s(k - b), weighted; k = beta KL, estimated on answers to other prompts (KTO).
 
-    `kl` is one number per row: log pi/pi_ref of a completion that belongs to another prompt; the batch's mean, at least
-    0 and detached, is the estimate. a = 2 ln 3, b = k = ln 3: 0.25 + 0.5.
+    Columns `unrelated`, `unrelated_reference`: an answer to another prompt under the pair's own; the batch's mean of
+    its summed log-ratios, at least 0 and detached, is the estimate. a = 2 ln 3, b = k = ln 3: 0.25 + 0.5.
     """
     a, b = rewards(pairs)
-    k = pairs.beta * pairs.column("kl").to(a).mean().clamp(min=0).detach()
+    ours, theirs = (pairs.column(name) for name in ("unrelated", "unrelated_reference"))
+    ratios = sum_tokens(ours.values - theirs.values, ours.mask)
+    k = pairs.beta * ratios.mean().clamp(min=0).detach()
     return pairs.settings["desirable"] * (1 - torch.sigmoid(a - k)) + pairs.settings["undesirable"] * (
         1 - torch.sigmoid(k - b)
     )

@@ -44,7 +44,7 @@ AMBIGUOUS: Mapping[str, Collision] = MappingProxyType({
     "alpha_dpo": Collision(("alpha_dpo_margin",), (_F_DIVERGENCE,)),
 })  # fmt: skip
 
-_RL = "an objective on answers drawn while training, which edgealign does not do: use TRL"
+_RL = "learns from rewards of answers drawn while training, which edgealign does not do: use TRL"
 # Methods that people ask for by a name of their own: what to use in their place.
 NOT_HERE: Mapping[str, str] = MappingProxyType({
     "orpo": "use simpo, which needs no reference either, or TRL's experimental ORPOTrainer",

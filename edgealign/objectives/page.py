@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgealign.objectives.entries import OBJECTIVES
 from edgealign.objectives.names import AMBIGUOUS, NOT_HERE
 from edgealign.objectives.settings import settings_of
-from edgealign.objectives.table import CONFIDENCE, Objective, trainable
+from edgealign.objectives.table import CONFIDENCE, Objective
 
 HEAD = """# Preference objectives
 
@@ -29,8 +29,8 @@ are settings too, `f=logistic` or `f=hinge`, `delta=lfm2_delta` or `delta=apo_do
 log-probabilities are computed once and kept beside the data. In your own loop they may come from a file, another model
 or an adapter that is switched off: the functions take numbers, and nothing learns through them.
 
-`edgealign dpo --objective KEY` trains with those marked *pairs*. Beside prompt, chosen and rejected a row then has the
-columns that *needs* names (`--map THEIRS=OURS` renames yours):
+`edgealign dpo --objective KEY` trains with any of them. Beside prompt, chosen and rejected a row then has the columns
+that *needs* names (`--map THEIRS=OURS` renames yours):
 
 | column | what it is |
 |---|---|
@@ -48,12 +48,24 @@ columns that *needs* names (`--map THEIRS=OURS` renames yours):
 | `second_reference` | the scores of a second model: `--second MODEL` |
 | `previous` | `--model` is the last iterate, to go on from, and `--second MODEL` the reference |
 
-The others are functions for your own loop (`objectives.loss.pair_loss`):
+Some columns no row has; the trainer makes them (your own loop gives `objectives.loss.pair_loss` whatever it likes):
 
-- `kto` and `rpo_relative` compare with other examples of the batch. The trainer cuts a batch into forward passes by
-  their tokens and promises that the cut changes no gradient; a mean over what shares a pass would break that;
-- `sparse_po` and `rrpo` read a KL divergence over the whole vocabulary at every token, which the trainer never takes;
-- `hypo_online_kl` draws new answers at every step.
+- `unrelated`, `unrelated_reference`: an answer to another prompt under the pair's own. It is the next pair's, its
+  chosen and its rejected in turn. One more answer is computed for each pair;
+- `prompt_features`: where a prompt lies among all prompts. It is the mean of its final states under the reference, less
+  that of all; the paper takes a sentence embedder;
+- `spans`: the tokens in which the two answers differ (`difflib`). The paper's data name the phrases that were altered,
+  so give answers that differ in places;
+- `token_kl`: KL(ref || pi) over the whole vocabulary at every token. The reference's final states stay in memory (4 KiB
+  a token for LFM2-350M in 32 bits), and its logits are made again in every pass;
+- `token_weights`, `kl_weights`: how active the reference is at a token, stretched over its answer to 0 to 1. That is
+  SparsePO's MaPO, on the states between layers; its learned masks are not here;
+- `online`, `online_reference`: `--online-samples` answers to each prompt of a step, drawn by the model as it is. With
+  all weights a copy of the reference stays in memory. Held-out pairs are compared without them.
+
+`kto` and `rpo_relative` compare with the other pairs of a batch. Where a step needs several forward passes, the trainer
+looks at all of them first and then carries the gradient back pass by pass, so that the cut changes nothing; that is a
+forward pass more.
 
 An objective with *a state* reads it as the last optimizer step left it, and remembers whole steps.
 
@@ -89,7 +101,7 @@ def numbers_of(entry: Objective) -> dict[str, float]:
 
 
 def _row(entry: Objective) -> str:
-    needs = ["pairs"] if entry.key in trainable() else ["pairs of answers"]
+    needs = ["pairs"]
     if entry.needs_reference:
         needs.append("a reference")
     needs += [f"`{name}`" for name in entry.columns]

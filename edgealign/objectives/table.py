@@ -30,9 +30,15 @@ SQUARES = frozenset({"square", "sppo", "gpo"})  # pair and absolute terms with s
 # A mean of log-ratios moves by less than this many nats per token before a model falls apart; reported runs with
 # targets of 10 and more degenerated.
 REACHABLE_NATS = 2.0
-# What the trainer can give an objective beside the pair: what its row says, and the scores of a second model.
+# What the trainer can give an objective beside the pair: what its row says, the scores of a second model, and what it
+# makes of the pairs and the reference itself.
 PAIR_FACTS = frozenset({"margin", "user", *PAIR_NUMBERS, *PAIR_TEXTS, "base_reference", "grades"})
 SECOND_MODEL = frozenset({"second_reference", "previous"})
+UNRELATED = "unrelated"  # an answer to another prompt
+MADE = frozenset({
+    UNRELATED, "unrelated_reference", "spans", "token_kl", "token_weights", "kl_weights", "prompt_features", "online",
+    "online_reference",
+})  # fmt: skip
 NUMBER_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"epsilon": (0.0, 0.5)})  # columns: from, below
 CONFIDENCE: Mapping[str, str] = MappingProxyType({
     "code": "read in the authors' or TRL's code",
@@ -79,7 +85,13 @@ class Objective:
     @property
     def texts(self) -> tuple[str, ...]:
         """Further answers that it reads, in the order in which they follow a pair's sequences."""
-        return tuple(name for name in PAIR_TEXTS if name in self.columns and name != "rejected_prompt")
+        names = (*PAIR_TEXTS, UNRELATED)
+        return tuple(name for name in names if name in self.columns and name != "rejected_prompt")
+
+    @property
+    def couples(self) -> bool:
+        """Does the loss of a pair depend on the other pairs of its batch?"""
+        return self.contrast == "across_batch" or UNRELATED in self.columns
 
     @property
     def second_model(self) -> str | None:
@@ -141,11 +153,10 @@ def names() -> tuple[str, ...]:
 
 
 def trainable() -> tuple[str, ...]:
-    """Keys of the objectives that a recipe can name: pairs are enough, with what their rows may say (PAIR_FACTS), and
-    a second model."""
+    """Keys of the objectives that a recipe can name: the trainer has or makes all that they read."""
     from edgealign.objectives.entries import OBJECTIVES
 
-    given = PAIR_FACTS | SECOND_MODEL
+    given = PAIR_FACTS | SECOND_MODEL | MADE
     return tuple(key for key, entry in OBJECTIVES.items() if set(entry.columns) <= given)
 
 
@@ -153,13 +164,13 @@ def trainable_name(name: str) -> str:
     """The key that a name in a recipe stands for.
 
     Raises:
-        RecipeError: no objective, several, or one that reads more than rows of pairs hold.
+        RecipeError: no objective, several, or one that reads what the trainer does not have.
     """
     entry = find(name)
     if entry.key in trainable():
         return entry.key
-    needs = ", ".join(sorted(set(entry.columns) - PAIR_FACTS - SECOND_MODEL))
-    reason = f"reads {needs}, which rows of pairs do not hold"
+    needs = ", ".join(sorted(set(entry.columns) - PAIR_FACTS - SECOND_MODEL - MADE))
+    reason = f"reads {needs}, which the trainer does not have"
     raise RecipeError(f"objective {name}", reason, "it is a function for your own loop: docs/objectives.md")
 
 

@@ -66,23 +66,36 @@ def generate_together(
     """
     if not all(len(prompt) for prompt in prompts):
         raise UsageError("prompt", "is empty", "give at least one token")
-    found: dict[int, Generated] = {}
     session.reset()
     if isinstance(session, Batched):
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))  # little padding
-        for start in range(0, len(order), ROWS):
-            _decode(session, prompts, samplings, order[start : start + ROWS], stop, found, on_answer)
-    else:
-        for place, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-            found[place] = generate(session, prompt, sampling=sampling, stop=stop)
-            session.reset()
-            if on_answer:
-                on_answer()
+        return decode_rows(session.rows, prompts, samplings, stop=stop, on_answer=on_answer)
+    found = []
+    for prompt, sampling in zip(prompts, samplings, strict=True):
+        found.append(generate(session, prompt, sampling=sampling, stop=stop))
+        session.reset()
+        if on_answer:
+            on_answer()
+    return found
+
+
+def decode_rows(
+    make_rows: Callable[[Sequence[Sequence[int]]], Rows],
+    prompts: Sequence[Sequence[int]],
+    samplings: Sequence[Sampling],
+    *,
+    stop: Collection[int] = (),
+    on_answer: Callable[[], None] | None = None,
+) -> list[Generated]:
+    """As `generate_together`, with rows that `make_rows` makes of up to ROWS prompts."""
+    found: dict[int, Generated] = {}
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))  # little padding
+    for start in range(0, len(order), ROWS):
+        _decode(make_rows, prompts, samplings, order[start : start + ROWS], stop, found, on_answer)
     return [found[place] for place in range(len(prompts))]
 
 
 def _decode(
-    session: Batched,
+    make_rows: Callable[[Sequence[Sequence[int]]], Rows],
     prompts: Sequence[Sequence[int]],
     samplings: Sequence[Sampling],
     places: Sequence[int],
@@ -92,7 +105,7 @@ def _decode(
 ) -> None:
     """Decode the prompts of `places` side by side until each has its answer in `found`."""
     start_s = time.perf_counter()
-    rows = session.rows([prompts[place] for place in places])
+    rows = make_rows([prompts[place] for place in places])
     rngs = {place: np.random.default_rng(samplings[place].seed) for place in places}
     tokens: dict[int, list[int]] = {place: [] for place in places}
     active, logits = list(places), rows.prefill()

@@ -6,13 +6,17 @@
     others                     further answers of a ranked list, each with its grade: as many branches
     rejected_prompt            the rejected answer has a prompt of its own (DOVE)
 
-Sequences stay in the order chosen, rejected, then `Objective.texts`.
+    unrelated                  an answer to another prompt under this one (KTO), made of the pairs themselves
+
+Sequences stay in the order chosen, rejected, then `Objective.texts`. Beside texts, `spans` are the tokens in which the
+two answers differ (RRPO).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import SequenceMatcher
 from typing import Any
 
 from edgealign.data.encode import encode_answer, encode_prompt
@@ -47,12 +51,48 @@ def tree_of(
         if name in row.facts:
             tree = Tree((*tree.segments, *_segments(tok, row, name, len(tree.segments), max_tokens)))
             facts[name] = True
+    if "spans" in columns:
+        facts["spans"] = differing(*(segment.ids for segment in tree.segments[1:3]))
     if "grades" in columns and "grades" in row.facts:
         tree = Tree((*tree.segments, *_others(tok, row, max_tokens)))
         facts["grades"] = row.facts["grades"]
     if "base" in facts:
         facts["base_reference"] = True
     return replace(tree, facts=facts)
+
+
+def differing(chosen: Sequence[int], rejected: Sequence[int]) -> tuple[bool, ...]:
+    """For each token of the chosen, then of the rejected answer: is it outside of the blocks that both have in common?
+
+    RRPO's data name the phrases that were altered; here a difference of the two finds them (`difflib`).
+    """
+    flags = [[True] * len(chosen), [True] * len(rejected)]
+    for block in SequenceMatcher(None, chosen, rejected, autojunk=False).get_matching_blocks():
+        for side, start in zip(flags, (block.a, block.b), strict=True):
+            side[start : start + block.size] = [False] * block.size
+    return (*flags[0], *flags[1])
+
+
+def with_unrelated(trees: Sequence[Tree], max_tokens: int) -> list[Tree]:
+    """Each pair with an answer to the next pair's prompt that is another one: its chosen and its rejected in turn.
+
+    So the answers that estimate KTO's divergence are of the kind that it learns from (its code shifts the answers of a
+    batch by one; here the neighbours are those of the file, whatever the batch).
+
+    Raises:
+        InputError: all pairs have the same prompt.
+    """
+    found = []
+    for i, tree in enumerate(trees):
+        own = tree.segments[0].ids
+        following = (trees[(i + step) % len(trees)] for step in range(1, len(trees)))
+        other = next((each for each in following if each.segments[0].ids != own), None)
+        if other is None:
+            reason = "have one prompt, and the objective compares with answers to another one"
+            raise InputError(f"{len(trees)} pairs", reason, "give pairs of several prompts")
+        ids = other.segments[1 + i % 2].ids[: max(1, max_tokens - len(own))]
+        found.append(Tree((*tree.segments, Segment(ids, (True,) * len(ids), 0)), tree.facts))
+    return found
 
 
 def _segments(tok: Any, row: Pair, name: str, place: int, max_tokens: int) -> tuple[Segment, ...]:

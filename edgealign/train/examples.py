@@ -16,8 +16,9 @@ from edgealign.data.encode import encode_conversations, encode_pairs, encode_tex
 from edgealign.data.mapping import parse_mapping
 from edgealign.data.read import Loaded, read_all
 from edgealign.errors import InputError
+from edgealign.objectives.table import UNRELATED
 from edgealign.progress import say
-from edgealign.train.beside import tree_of
+from edgealign.train.beside import tree_of, with_unrelated
 from edgealign.train.layout import Tree, document
 from edgealign.train.recipes import TrainRecipe
 
@@ -179,6 +180,8 @@ def _encode_pairs(
             kept.append(place)
         except InputError as error:
             refused.append((place, error.line()))
+    if UNRELATED in columns and trees:
+        trees = with_unrelated(trees, max_tokens)
     return trees, kept, encoded.cut, sorted(refused)
 
 

@@ -34,7 +34,7 @@ def likeliest(
     ids = torch.empty(hidden.shape[0], k, dtype=torch.int64, device=hidden.device)
     for start in range(0, hidden.shape[0], chunk):
         part = slice(start, start + chunk)
-        values[part], ids[part] = _log_softmax(hidden[part], weight, bias)[:, :n_tokens].topk(k, dim=-1)
+        values[part], ids[part] = log_softmax(hidden[part], weight, bias)[:, :n_tokens].topk(k, dim=-1)
     return values, ids
 
 
@@ -46,7 +46,7 @@ class _ChunkedGather(torch.autograd.Function):
         out = hidden.new_empty(ids.shape, dtype=torch.promote_types(torch.float32, hidden.dtype))
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
-            out[part] = _log_softmax(hidden[part], weight, bias).gather(1, ids[part])
+            out[part] = log_softmax(hidden[part], weight, bias).gather(1, ids[part])
         ctx.chunk, ctx.device = chunk, hidden.device.type
         ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
         ctx.save_for_backward(hidden, weight, bias, ids)
@@ -63,7 +63,7 @@ class _ChunkedGather(torch.autograd.Function):
         with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):  # the same logits as in forward
             for start in range(0, hidden.shape[0], ctx.chunk):
                 part = slice(start, start + ctx.chunk)
-                direction = _log_softmax(hidden[part], weight, bias).exp_().mul_(-grad[part].sum(1, keepdim=True))
+                direction = log_softmax(hidden[part], weight, bias).exp_().mul_(-grad[part].sum(1, keepdim=True))
                 direction = direction.scatter_add_(1, ids[part], grad[part]).to(weight.dtype)  # (n, V)
                 if grad_hidden is not None:
                     grad_hidden[part] = direction @ weight
@@ -74,7 +74,7 @@ class _ChunkedGather(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(N, D) -> (N, V), float32 or wider"""
+def log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """log softmax(hidden W^T + bias): (N, D) -> (N, V), float32 or wider."""
     logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
     return torch.log_softmax(logits.to(torch.promote_types(torch.float32, hidden.dtype)), dim=-1)

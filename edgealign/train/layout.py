@@ -102,6 +102,15 @@ def pair(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) 
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """What gives the reference's distribution at the learned tokens of a batch: its final states and its head."""
+
+    states: Tensor  # (N, D)
+    weight: Tensor  # (V, D)
+    bias: Tensor | None  # (V,)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Tensors of some rows; `token_logprobs` reads it, and `.to(device)` moves it."""
 
@@ -116,6 +125,7 @@ class Batch:
     n_tokens: int  # real tokens, without padding
     candidates: Tensor | None = None  # (N, K) int64: tokens whose log-probabilities a loss reads beside the target's
     teacher: Tensor | None = None  # (N, K) float32: a teacher's log-probabilities of them
+    anchor: Anchor | None = None  # for a KL divergence from the reference at every learned token
 
     @property
     def n_sequences(self) -> int:

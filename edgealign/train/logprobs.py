@@ -52,6 +52,7 @@ from edgealign.train.shortconv import (
     short_convolutions,
     tree_rows,
 )
+from edgealign.train.token_kl import logprobs_with_kl
 
 # The tests compare these with plain forward passes.
 VERIFIED = ("lfm2", "lfm2_moe", "lfm3", "llama", "qwen3", "gemma3_text")
@@ -72,7 +73,8 @@ def token_logprobs(model: nn.Module, batch: Batch, *, chunk: int | None = None) 
 
     `model` is a transformers causal language model, PEFT-wrapped or not, inside `shortconv.tree_rows(model)`.
     Differentiable in whatever requires grad; call it under `torch.no_grad()` to score. A batch with candidates (a
-    distillation) gives (N, 1 + K): the target's, then the candidates'.
+    distillation) gives (N, 1 + K): the target's, then the candidates'; one with an anchor (N, 2): the target's, and
+    KL(ref || pi).
     """
     if not is_sharded(model):
         return path_logprobs(model, batch, chunk)
@@ -89,6 +91,8 @@ def path_logprobs(model: nn.Module, batch: Batch, chunk: int | None) -> Tensor:
     picked = hidden.flatten(0, 1).index_select(0, batch.source)  # (N, D)
     weight, bias = output_projection(model)
     rows = chunk or chunk_rows(weight.shape[0])
+    if batch.anchor is not None:
+        return logprobs_with_kl(picked, weight, bias, batch.target, batch.anchor, rows)
     if batch.candidates is not None:
         return gather_logprobs(picked, weight, bias, torch.cat([batch.target[:, None], batch.candidates], 1), rows)
     out: Tensor = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]

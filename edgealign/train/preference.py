@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,23 @@ from torch import Tensor
 
 from edgealign.artifact import Artifact, open_model
 from edgealign.data.forms import PAIR_NUMBERS
+from edgealign.data.template import end_of_turn_id
 from edgealign.errors import InputError, UsageError
 from edgealign.models.load import load_model, load_tokenizer
 from edgealign.objectives.settings import configure
 from edgealign.objectives.table import NUMBER_RANGES, PAIR_FACTS, Objective, check_beta, find
 from edgealign.progress import say
-from edgealign.train import processes
+from edgealign.train import processes, sharding
+from edgealign.train.anchors import Anchors
 from edgealign.train.curves import PREFERENCE_PANELS
 from edgealign.train.examples import Examples, load_pairs
 from edgealign.train.layout import Tree
+from edgealign.train.online import OnlineAnswers
+from edgealign.train.preference_task import PreferenceTask
 from edgealign.train.recipes import PreferenceRecipe
 from edgealign.train.reference import reference_scores
 from edgealign.train.stage import Base, Plan, run_stage
-from edgealign.train.tasks import PerToken, PreferenceTask
+from edgealign.train.tasks import PerToken
 from edgealign.train.trainer import Fit
 
 ALARM_NATS = 0.5  # per token: the chosen answers' tokens have become exp(-0.5) = 0.6 times as likely
@@ -61,8 +66,12 @@ def run(
     """
     objective, settings = configure(find(recipe.objective), recipe.settings)
     beta = check_beta(objective, recipe.beta)
+    if "online" in objective.columns and sharding.wanted(recipe):
+        reason = "draws answers while it trains, which needs whole weights in every process"
+        raise UsageError(objective.key, reason, f"unset {sharding.SWITCH}")
     other = _second_model(objective, second)
     state: dict[str, Tensor] = {}  # one for training and evaluation
+    train: list[Sequence[Tree]] = []
     users: dict[str, None] = {}
 
     def make_task(base: Base, trees: Sequence[Tree]) -> PreferenceTask:
@@ -73,15 +82,25 @@ def run(
             beside = _scores(base, other, load_beside(base, other), trees)
             if objective.second_model == "previous":
                 reference, beside = beside, reference
+        online, loss = None, objective
+        if "online" in objective.columns:
+            if trees is train[0]:
+                trees = list(trees)
+                online = _online(base, trees, recipe)
+            else:  # held-out pairs are compared without drawing
+                loss = replace(objective, columns=(), absolute=())
+        anchors = Anchors.of(objective, base.model, trees, base.passes, head_learns=not recipe.lora)
         return PreferenceTask(
-            trees, objective, beta, reference, settings, tuple(users), state, second=beside
-        )
+            trees, loss, beta, reference, settings if loss is objective else {}, tuple(users), state, second=beside,
+            anchors=anchors, online=online,
+        )  # fmt: skip
 
     def load_examples(tokenizer: Any) -> Examples:
         examples = load_pairs(
             list(data), tokenizer, recipe, valid=list(valid), columns=objective.columns, texts=objective.texts
         )
         _require_facts(objective, [*examples.train, *examples.held_out])
+        train.append(examples.train)
         return examples
 
     plan = Plan(
@@ -135,6 +154,17 @@ def load_beside(base: Base, other: Artifact) -> Any:
     if load_tokenizer(other.path).get_vocab() != base.tokenizer.get_vocab():
         raise InputError(other.path, "has another vocabulary than --model", "give a model of the same family")
     return load_model(other.path, dtype=base.passes.precision.weights).to(processes.device())
+
+
+def _online(base: Base, trees: list[Tree], recipe: PreferenceRecipe) -> OnlineAnswers:
+    """Draws answers while training; the reference stands still beside, where it is not the model without its LoRA."""
+    still = None
+    if not recipe.lora:
+        still = load_model(base.artifact.path, dtype=base.passes.precision.weights).to(processes.device()).eval()
+    return OnlineAnswers(
+        trees, still, base.passes, end=end_of_turn_id(base.tokenizer), samples=recipe.online_samples,
+        max_new_tokens=recipe.online_tokens, max_tokens=recipe.max_tokens, seed=recipe.seed,
+    )  # fmt: skip
 
 
 def _scores(base: Base, source: Artifact, model: Any, trees: Sequence[Tree]) -> PerToken:

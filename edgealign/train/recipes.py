@@ -194,6 +194,11 @@ class PreferenceRecipe(TrainRecipe):
         (), help="other numbers of the objective, each as name=number; edgealign objectives KEY has names and ranges"
     )
 
+    online_samples: int = option(
+        2, ge=2, le=16, help="answers that the model draws to each prompt of a step, for objectives that learn on them"
+    )
+    online_tokens: int = option(64, ge=1, unit="tokens", help="longest answer drawn while training")
+
     @property
     def peak_learning_rate(self) -> float:
         """8e-7 for all weights (LFM2 report table 5, models of 350M and more); 5e-5 for a LoRA, which needs about 50

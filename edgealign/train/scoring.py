@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,10 @@ from edgealign.train.logprobs import is_sharded, token_logprobs
 from edgealign.train.precision import Precision, choose_precision
 from edgealign.train.rows import Rows
 from edgealign.train.shortconv import kernel_width, tree_rows
-from edgealign.train.tasks import Task
+from edgealign.train.tasks import Attaches, Couples, Learned, Task, coupled
+
+Read: TypeAlias = Callable[[nn.Module, Batch], Tensor]  # (N, ...) of a pass
+Attach: TypeAlias = Callable[[Batch, Sequence[int]], Batch]
 
 FULL_PASS = 2048  # tokens: smaller passes add gradients of the model's size more often, larger ones hold more
 LORA_PASS = 256  # tokens; at least: below it the products of a layer lose speed
@@ -89,23 +92,37 @@ def score(
 
     `shared`: all processes of the run call this, and each scores its share.
     """
+    return torch.cat([torch.empty(0), *read_tokens(model, trees, passes, passes.logprobs, label=label, shared=shared)])
+
+
+def read_tokens(
+    model: nn.Module, trees: Sequence[Tree], passes: Passes, read: Read, *, label: str, shared: bool = False
+) -> list[Tensor]:
+    """What `read` finds at the learned tokens of each example, (n_learned, ...) on the CPU. `shared`: as for `score`.
+    """
     found: dict[int, Tensor] = {}
-    for group, batch, logps in _forward_all(model, trees, passes, label, shared=shared):
+    for group, batch, values in _forward_all(model, trees, passes, label, shared=shared, read=read):
         per_tree = _learned_per_tree(trees, group)
         assert int(batch.lengths.sum()) == sum(per_tree)
-        found.update(zip(group, torch.split(logps.cpu(), per_tree), strict=True))
+        found.update(zip(group, torch.split(values.cpu(), per_tree), strict=True))
     if shared:
         found = {i: part for each in processes.gather(found) for i, part in each.items()}
-    return torch.cat([torch.empty(0), *(found[i] for i in range(len(trees)))])
+    return [found[i] for i in range(len(trees))]
 
 
 def evaluate(
     model: nn.Module, task: Task, passes: Passes, *, label: str = "evaluating", shared: bool = False
 ) -> dict[str, float]:
-    """Mean loss and metrics over all examples of a task, without learning. `shared`: as for `score`."""
+    """Mean loss and metrics over all examples of a task, without learning. `shared`: as for `score`.
+
+    Where examples are compared with each other, each is with all others: the result does not depend on the passes.
+    """
+    if (together := coupled(task)) is not None:
+        return _evaluate_at_once(model, task, together, passes, label, shared=shared)
+    attach = task.attach if isinstance(task, Attaches) else None
     totals: Counter[str] = Counter()
     weight = 0
-    for group, batch, logps in _forward_all(model, task.trees, passes, label, shared=shared):
+    for group, batch, logps in _forward_all(model, task.trees, passes, label, shared=shared, attach=attach):
         loss, metrics = task.loss(logps, batch, group)
         totals.update({"loss": float(loss), **metrics})
         weight += sum(task.weight(i) for i in group)
@@ -114,9 +131,35 @@ def evaluate(
     return {name: value / max(weight, 1) for name, value in sorted(totals.items())}
 
 
+def _evaluate_at_once(
+    model: nn.Module, task: Task, together: Couples, passes: Passes, label: str, *, shared: bool
+) -> dict[str, float]:
+    mine = [
+        (group, Learned(logps.cpu(), batch.sequence.cpu(), batch.lengths.cpu()))
+        for group, batch, logps in _forward_all(model, task.trees, passes, label, shared=shared)
+    ]
+    every = [each for part in (processes.gather(mine) if shared else [mine]) for each in part]
+    indices = [i for group, _ in every for i in group]
+    with torch.no_grad():
+        whole = Learned.join([learned for _, learned in every])
+        loss, metrics = together.loss(whole.logps, whole, indices)
+    weight = sum(task.weight(i) for i in indices)
+    found = {"loss": float(loss), **metrics}
+    return {name: value / max(weight, 1) for name, value in sorted(found.items())}
+
+
 def _forward_all(
-    model: nn.Module, trees: Sequence[Tree], passes: Passes, label: str, *, shared: bool = False
+    model: nn.Module,
+    trees: Sequence[Tree],
+    passes: Passes,
+    label: str,
+    *,
+    shared: bool = False,
+    read: Read | None = None,
+    attach: Attach | None = None,
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
+    """Every pass with what `read` finds in it (log-probabilities, if it is not given)."""
+    read = read or passes.logprobs
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -125,12 +168,14 @@ def _forward_all(
         mine = list(processes.share(groups)) if shared else groups
         for group in track(mine, total=len(mine), label=label):
             batch = passes.batch(trees, group, device)
+            if attach is not None:
+                batch = attach(batch, group)
             with torch.no_grad(), tree_rows(model):
-                logps = passes.logprobs(model, batch)
-            yield group, batch, logps
+                values = read(model, batch)
+            yield group, batch, values
         for _ in range(processes.idle(groups) if shared and is_sharded(model) else 0):
             with torch.no_grad(), tree_rows(model):
-                passes.logprobs(model, passes.batch(trees, groups[-1], device))
+                read(model, passes.batch(trees, groups[-1], device))
     finally:
         model.train(was_training)
 

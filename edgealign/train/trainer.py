@@ -32,6 +32,7 @@ from edgealign.errors import CheckFailed
 from edgealign.progress import bar, is_first_process, say
 from edgealign.train import processes, sharding
 from edgealign.train.checkpoints import CheckpointCallback, newest_complete, read_state
+from edgealign.train.coupled import look
 from edgealign.train.history import HistoryCallback, history_steps
 from edgealign.train.log import LogCallback, step_rows
 from edgealign.train.logprobs import compiled, is_sharded
@@ -40,7 +41,7 @@ from edgealign.train.recipes import PretrainRecipe, TrainRecipe
 from edgealign.train.scoring import Passes, evaluate
 from edgealign.train.shortconv import tree_rows
 from edgealign.train.speed import Speed, wants_compiling
-from edgealign.train.tasks import Remembers, Task
+from edgealign.train.tasks import Attaches, Draws, Remembers, Task, coupled
 
 FEW_STEPS = 50  # fewer optimizer steps than this rarely change a model visibly (lqh warns at the same number)
 Step = list[list[int]]  # examples of one optimizer step, one list per forward pass
@@ -229,16 +230,23 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of every pass of one optimizer step."""
         model.train()
-        weight = sum(self.task.weight(i) for group in inputs["groups"] for i in group)
+        groups = self._drawn(model, inputs["groups"])
+        weight = sum(self.task.weight(i) for group in groups for i in group)
         total = torch.zeros((), device=self.args.device)
         self._weight = weight
-        for group in processes.share(inputs["groups"]):
-            loss = self.compute_loss(model, {"group": group, "weight": weight})
+        together = coupled(self.task) if len(groups) > 1 else None
+        whole = look(self.accelerator.unwrap_model(model), together, self.passes, groups) if together else None
+        for number, group in processes.share(list(enumerate(groups))):
+            gradient = whole.gradients[number] if whole else None
+            loss = self.compute_loss(model, {"group": group, "weight": weight, "gradient": gradient})
             loss.backward()
             total += loss.detach()
+        if whole is not None:  # of the step, which the passes' sums are not
+            total = whole.loss.to(total) / weight if is_first_process() else torch.zeros_like(total)
+            self._sums.update(whole.metrics if is_first_process() else {})
         if self.sharded:  # FSDP has summed the gradients
-            for _ in range(processes.idle(inputs["groups"])):
-                batch = self.passes.batch(self.task.trees, inputs["groups"][-1], self.args.device)
+            for _ in range(processes.idle(groups)):
+                batch = self.passes.batch(self.task.trees, groups[-1], self.args.device)
                 nothing: Any = 0.0 * self.passes.logprobs(model, batch).sum()
                 nothing.backward()
             processes.add(total)
@@ -253,15 +261,29 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             self.task.end_step()
         return total
 
+    def _drawn(self, model: nn.Module, groups: Step) -> Step:
+        """The passes of a step, cut anew where the task has the model answer first."""
+        if not isinstance(self.task, Draws) or not self.task.draws:
+            return groups
+        indices = [i for group in groups for i in group]
+        self.task.draw(self.accelerator.unwrap_model(model), indices, self.state.global_step)
+        return self.passes.groups(self.task.trees, indices, parts=processes.count())
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The share of one pass in the mean loss of its optimizer step."""
+        """The share of one pass in the mean loss of its optimizer step; or what has its gradient, where that is given.
+        """
         batch = self.passes.batch(self.task.trees, inputs["group"], self.args.device)
+        if isinstance(self.task, Attaches):
+            batch = self.task.attach(batch, inputs["group"])
         logps = self.passes.logprobs(self.accelerator.unwrap_model(model), batch)
-        loss, metrics = self.task.loss(logps, batch, inputs["group"])
+        if inputs.get("gradient") is not None:
+            loss = (logps * inputs["gradient"].to(logps)).sum()
+        else:
+            loss, metrics = self.task.loss(logps, batch, inputs["group"])
+            self._sums.update(metrics)
         loss = loss / inputs["weight"]
-        self._sums.update(metrics)
         self._tokens += batch.n_tokens
         return (loss, logps) if return_outputs else loss
 

@@ -23,16 +23,16 @@ def make_columns(seed=9) -> dict[str, object]:
     mask = make_scores().mask
     weights = [torch.rand(mask.shape, generator=generator, dtype=torch.float64) for _ in range(3)]
     spans = torch.rand(mask.shape, generator=generator) < 0.6
-    texts = {
-        name: make_scores((4, 2, 6), seed + place)
-        for place, name in enumerate(("gold", "rationale", "calibration", "base", "base_reference"))
-    }
+    names = (
+        "gold", "rationale", "calibration", "base", "base_reference", "unrelated", "unrelated_reference",
+    )  # fmt: skip
+    texts = {name: make_scores((4, 2, 6), seed + place) for place, name in enumerate(names)}
     online = {name: make_scores((3, 4, 2, 2, 5, 1), seed + 20 + i) for i, name in
               enumerate(("online", "online_reference"))}  # fmt: skip
     return {
         **texts, **online, "second_reference": make_scores(seed=seed + 30), "previous": make_scores(seed=seed + 31),
         "margin": torch.tensor([0.5, -0.2, 0.1]), "epsilon": torch.tensor([0.0, 0.2, 0.4]),
-        "user": torch.tensor([0, 1, 0]), "score": torch.tensor([0.5, 0.3, 0.1]), "kl": torch.tensor([0.3, -0.1, 0.4]),
+        "user": torch.tensor([0, 1, 0]), "score": torch.tensor([0.5, 0.3, 0.1]),
         "advantage": torch.tensor([0.4, -0.3, 0.0]), "advantage_rejected": torch.tensor([-0.1, 0.2, 0.0]),
         "token_weights": weights[0], "kl_weights": weights[1], "token_kl": weights[2], "spans": spans,
         "prompt_features": torch.rand(3, 5, generator=generator, dtype=torch.float64),

@@ -16,6 +16,13 @@ L = log(3)  # its sigmoid is 3/4, that of 2 L 9/10
 STILL, GOOD = ([0.0], [0.0]), ([20 * L], [10 * L])  # with beta 0.1: a = b = 0; a = 2 L, b = L
 LN43 = log(4 / 3)  # what logistic(L) costs
 
+
+def _sums(values):
+    """One token a text."""
+    return Scores(torch.tensor(values)[:, None], torch.ones(len(values), 1, dtype=torch.bool))
+
+
+
 # key, log-ratios of the chosen and the rejected answer's tokens, what else is given, loss, docstring, its words
 WORKED = [
     ("dpo", STILL, {}, log(2), terms.logistic, "x = 0: ln 2"),
@@ -44,7 +51,8 @@ WORKED = [
     ("nca", GOOD, {"beta": 0.1}, log(10 / 9) + 0.5 * log(10) + 0.5 * log(4), absolute.nca, "ln 10/9 + 0.5 ln 10"),
     ("bco", GOOD, {"state": {"shift": torch.tensor(L), "count": torch.tensor(2.0)}}, LN43 + log(2), absolute.bco,
      "b = d = ln 3: ln 4/3 + ln 2"),
-    ("kto", GOOD, {"columns": {"kl": torch.tensor([10 * L])}}, 0.75, absolute.kto, "b = k = ln 3: 0.25 + 0.5"),
+    ("kto", GOOD, {"columns": {"unrelated": _sums([10 * L]), "unrelated_reference": _sums([0.0])}}, 0.75, absolute.kto,
+     "b = k = ln 3: 0.25 + 0.5"),
     ("sppo_hard", ([6.0], [-3.0]), {"beta": 0.1}, 5.0, absolute.sppo, "chosen 6, rejected -3: 1 + 4"),
     ("gpo", ([6.0], [-3.0]), {"beta": 0.1, "columns": {"score": torch.tensor([0.3])}}, 9.0, absolute.gpo,
      "chosen 6, rejected -3: 9 + 0"),

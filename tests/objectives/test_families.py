@@ -56,7 +56,8 @@ def test_gradients_agree_with_finite_differences(key, scores, columns):
 def test_nothing_learns_through_a_reference_or_a_column_of_one(key, scores, columns):
     policy = Scores(scores(seed=1).values.requires_grad_(), scores().mask)
     reference = Scores(scores(seed=2).values.requires_grad_(), scores().mask)
-    held = {name: columns[name] for name in ("second_reference", "previous", "base_reference", "online_reference")}
+    names = ("second_reference", "previous", "base_reference", "online_reference", "unrelated", "unrelated_reference")
+    held = {name: columns[name] for name in names}
     for each in held.values():
         each.values.requires_grad_()
     pair_loss(find(key), policy, reference, columns=columns).loss.sum().backward()

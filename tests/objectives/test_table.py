@@ -16,7 +16,7 @@ from edgealign.objectives.loss import pair_loss
 from edgealign.objectives.names import AMBIGUOUS, NOT_HERE
 from edgealign.objectives.page import numbers_of, render
 from edgealign.objectives.settings import PARTS, Setting, configure, read_settings, settings_of
-from edgealign.objectives.table import CONFIDENCE, check_beta, find, names, trainable
+from edgealign.objectives.table import CONFIDENCE, check_beta, find, names
 from edgealign.recipe import build
 from edgealign.train.recipes import PreferenceRecipe
 
@@ -234,16 +234,10 @@ def test_lfm2s_parts_are_settings_and_no_other_objectives(scores):
         configure(find("dpo"), ["f=hinge"])
 
 
-def test_a_recipe_can_name_what_rows_of_pairs_are_enough_for():
-    assert {"ln_dpo", "simpo", "modpo", "lcpo_latent", "tpo_triple", "mrpo", "lipo_lambda"} <= set(trainable())
-    assert not {"kto", "rpo_relative", "sparse_po", "rrpo", "hypo_online_kl"} & set(trainable())
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("rpo", "is the short name of 4 methods; say rpo_regularized"), ("lndpo", r"did you mean ln_dpo\?"),
-        ("kto", "reads kl, which rows of pairs do not hold"), ("rrpo", "reads spans, token_kl, which rows of pairs"),
     ],
 )  # fmt: skip
 def test_a_recipe_takes_aliases_and_says_what_is_wrong_with_a_name(name, words):

@@ -96,19 +96,21 @@ def test_kto_is_that_of_trls_kto_trainer(scores, columns):
     )  # fmt: skip
     assert block, "TRL computes its KTO loss otherwise now"
     sums = [(each.values * each.mask).sum(-1) for each in (policy, reference)]
+    other = [(columns[name].values * columns[name].mask).sum(-1) for name in ("unrelated", "unrelated_reference")]
     weights = {"desirable": 1.3, "undesirable": 0.7}
     trainer = SimpleNamespace(
         beta=0.1, loss_type="kto", calculate_KL=True, desirable_weight=1.3, undesirable_weight=0.7,
         accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda value: value),
     )  # fmt: skip
     space = {
-        "self": trainer, "F": torch.nn.functional, "torch": torch, "KL_logps": columns["kl"].double(),
-        "ref_KL_logps": torch.zeros(3), "chosen_logps": sums[0][0::2], "rejected_logps": sums[0][1::2],
+        "self": trainer, "F": torch.nn.functional, "torch": torch, "KL_logps": other[0], "ref_KL_logps": other[1],
+        "chosen_logps": sums[0][0::2], "rejected_logps": sums[0][1::2],
         "ref_chosen_logps": sums[1][0::2], "ref_rejected_logps": sums[1][1::2],
     }  # fmt: skip
     exec(textwrap.dedent(block[0]), space)
     expected = space["losses"][:3] + space["losses"][3:]
     mine = pair_loss(find("kto"), policy, reference, columns=columns, settings=weights).loss
+    assert float(space["kl"]) > 0, "an estimate below 0 would not enter the loss"
     assert (mine - expected).abs().max() < 1e-6
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,8 +190,37 @@ def test_a_second_model_of_another_vocabulary_is_refused(tiny_model, tmp_path):
         )
 
 
-def test_what_cannot_be_trained_says_what_it_reads():
-    for name in ("kto", "rpo_relative", "sparse_po", "rrpo", "hypo_online_kl"):
-        assert name not in trainable()
-        with pytest.raises(RecipeError, match=r"which rows of pairs do not hold"):
-            trainable_name(name)
+def test_what_cannot_be_trained_says_what_it_reads(monkeypatch):
+    from types import MappingProxyType
+
+    from edgealign.objectives import entries
+
+    assert set(trainable()) == set(entries.OBJECTIVES)
+    strange = replace(find("dpo"), key="strange", aliases=(), columns=("margin", "horoscope"))
+    monkeypatch.setattr(entries, "OBJECTIVES", MappingProxyType({**entries.OBJECTIVES, "strange": strange}))
+    with pytest.raises(RecipeError, match=r"objective strange: reads horoscope, which the trainer does not have"):
+        trainable_name("strange")
+
+
+MADE_HERE = ("kto", "rpo_relative", "sparse_po", "rrpo", "hypo_online_kl")
+
+
+def altered(count=24):
+    """Pairs whose answers differ in a word."""
+    words = ("red", "old", "cold", "near", "loud")
+    return [
+        {"prompt": f"Say {i}.", "chosen": f"It is a {words[i % 5]} house.", "rejected": f"It is a {i} house."}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("objective", MADE_HERE)
+def test_what_the_trainer_makes_itself_is_learned_from(objective, lora, tiny_model, tmp_path):
+    options = {"lora": lora, "learning_rate": 1e-2 if lora else 3e-4, "online_tokens": 8}
+    meta, weights = train(objective, tiny_model, altered(), tmp_path / "a", **options)
+    assert meta["after"]["loss"] < meta["before"]["loss"]
+    _, again = train(objective, tiny_model, altered(), tmp_path / "b", **options)
+    assert all(torch.equal(value, weights[name]) for name, value in again.items())
+    _, other = train("dpo", tiny_model, altered(), tmp_path / "c", **options)
+    assert any(not torch.equal(value, weights[name]) for name, value in other.items())

@@ -15,20 +15,25 @@ from safetensors.torch import load_file
 from edgealign.objectives.table import find, names
 
 WITH_STATE = tuple(key for key in names() if find(key).state)
+TOGETHER = (*WITH_STATE, *(key for key in names() if find(key).couples), "hypo_online_kl")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # Runs of `fit`, one an objective, whose weights and memory every process writes down; all can end after some steps.
 PROGRAM = """
-import os, sys
+import copy, os, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from edgealign.objectives.table import find
 from edgealign.train import processes, trainer
+from edgealign.train.anchors import Anchors
+from edgealign.train.beside import with_unrelated
 from edgealign.train.layout import pair
+from edgealign.train.online import OnlineAnswers
 from edgealign.train.precision import Precision
 from edgealign.train.recipes import PreferenceRecipe
 from edgealign.train.scoring import Passes, score
-from edgealign.train.tasks import PerToken, PreferenceTask
+from edgealign.train.preference_task import PreferenceTask
+from edgealign.train.tasks import PerToken
 from dataclasses import replace
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
@@ -36,7 +41,7 @@ out, dies_at = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 draw = torch.Generator().manual_seed(1)
 texts = [[torch.randint(3, 96, (n,), generator=draw).tolist() for n in (4, 3 + i % 5, 9 - i % 4)] for i in range(18)]
-trees = [replace(pair(*text), facts={"user": "ann" if i % 3 else "bo"}) for i, text in enumerate(texts)]
+pairs = [replace(pair(*text), facts={"user": "ann" if i % 3 else "bo"}) for i, text in enumerate(texts)]
 recipe = PreferenceRecipe(
     batch_size=6, epochs=3, learning_rate=1e-3, precision="float32", save_every_s=0, save_every_steps=2,
 )
@@ -56,8 +61,16 @@ for objective in sys.argv[3:]:
         num_key_value_heads=2, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, pad_token_id=0,
     ))
     passes = Passes.of(model, Precision("float32", "float32", False), tokens_per_pass=40)
+    entry = find(objective)
+    trees = with_unrelated(pairs, 64) if "unrelated" in entry.columns else list(pairs)
     reference = PerToken.of(score(model, trees, passes, shared=True), trees)
-    task = PreferenceTask(trees, find(objective), find(objective).beta, reference, users=("ann", "bo"))
+    online = OnlineAnswers(
+        trees, copy.deepcopy(model), passes, end=2, samples=2, max_new_tokens=5, max_tokens=64, seed=0,
+    ) if "online" in entry.columns else None
+    anchors = Anchors.of(entry, model, trees, passes, head_learns=True)
+    task = PreferenceTask(
+        trees, entry, entry.beta, reference, users=("ann", "bo"), anchors=anchors, online=online,
+    )
     work = out / objective / "work"
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -118,19 +131,21 @@ def test_two_processes_publish_what_one_publishes_and_share_the_reference(tiny_m
 
 @pytest.mark.slow
 def test_two_processes_remember_the_same_and_resume_it(tmp_path):
-    """All objectives that keep numbers between steps, in turn in the same processes: one takes ten seconds to start."""
+    """Objectives that keep numbers between steps, compare pairs with each other or draw answers; in turn in the same
+    processes: one takes ten seconds to start."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     one, two = tmp_path / "one", tmp_path / "two"
-    start(sys.executable, str(program), str(one), "-1", *WITH_STATE, cache=tmp_path)
-    start(*TORCHRUN, str(program), str(two), "5", *WITH_STATE, cache=tmp_path)
-    for objective in WITH_STATE:
-        assert (two / objective / "work" / "checkpoint-4" / "task_state.safetensors").is_file()
+    start(sys.executable, str(program), str(one), "-1", *TOGETHER, cache=tmp_path)
+    start(*TORCHRUN, str(program), str(two), "5", *TOGETHER, cache=tmp_path)
+    for objective in TOGETHER:
+        saved = (two / objective / "work" / "checkpoint-4" / "task_state.safetensors").is_file()
+        assert saved == (objective in WITH_STATE)
         assert not (two / objective / "process-0.safetensors").exists()
-    start(*TORCHRUN, str(program), str(two), "-1", *WITH_STATE, cache=tmp_path)
-    for objective in WITH_STATE:
+    start(*TORCHRUN, str(program), str(two), "-1", *TOGETHER, cache=tmp_path)
+    for objective in TOGETHER:
         assert [(two / objective / f"resumed-{rank}").read_text() for rank in (0, 1)] == ["4", "4"]
         wanted = load_file(one / objective / "process-0.safetensors")
-        assert [name for name in wanted if name.startswith("memory.")]
+        assert bool([name for name in wanted if name.startswith("memory.")]) == (objective in WITH_STATE)
         for rank in (0, 1):
             same(wanted, load_file(two / objective / f"process-{rank}.safetensors"))

@@ -18,9 +18,10 @@ from edgealign.train.checkpoints import MARKER, newest_complete
 from edgealign.train.layout import document, pair
 from edgealign.train.log import LOG_FILE, TENSORBOARD_FILE
 from edgealign.train.precision import Precision
+from edgealign.train.preference_task import PreferenceTask
 from edgealign.train.recipes import PreferenceRecipe, SftRecipe
 from edgealign.train.scoring import Passes, evaluate, score, tokens_of_pass
-from edgealign.train.tasks import PerToken, PreferenceTask, SftTask
+from edgealign.train.tasks import PerToken, SftTask
 from edgealign.train.trainer import AlignTrainer, fit, learning_rate_share, plan_steps, warn_few_steps
 
 FLOAT32 = Precision("float32", "float32", False)

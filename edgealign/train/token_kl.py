@@ -1,0 +1,75 @@
+"""Log-probabilities of the tokens that came, and beside each KL(ref || pi) over the whole vocabulary, in chunks.
+
+What RRPO and SparsePO read. The reference's logits are made of its final states (`Anchor`) where they are needed, so
+that nothing of the size of the vocabulary is kept: a number for every element of a token's width.
+
+Shape legend: N positions, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgealign.train.gather import log_softmax
+from edgealign.train.layout import Anchor
+
+
+def logprobs_with_kl(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, anchor: Anchor, chunk: int
+) -> Tensor:
+    """hidden (N, D), weight (V, D), target (N,) -> (N, 2): log pi(target), KL(ref || pi); float32 or wider.
+
+    Differentiable in hidden, weight and bias; the anchor is held still. `chunk` positions at a time.
+    """
+    out: Tensor = _ChunkedKl.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, target, anchor.states, anchor.weight, anchor.bias, chunk
+    )
+    return out
+
+
+class _ChunkedKl(torch.autograd.Function):
+    """d logits = g_logp (onehot - p) + g_kl (p - q), q the reference's; logits are made again in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, states: Tensor,
+        their_weight: Tensor, their_bias: Tensor | None, chunk: int,
+    ) -> Tensor:  # fmt: skip
+        out = hidden.new_empty(len(hidden), 2, dtype=torch.promote_types(torch.float32, hidden.dtype))
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            ours = log_softmax(hidden[part], weight, bias)
+            theirs = log_softmax(states[part], their_weight, their_bias)
+            out[part, 0] = ours.gather(1, target[part, None]).squeeze(1)
+            out[part, 1] = (theirs.exp() * (theirs - ours)).sum(-1)
+        ctx.chunk, ctx.device = chunk, hidden.device.type
+        ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
+        ctx.save_for_backward(hidden, weight, bias, target, states, their_weight, their_bias)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        of_logp, of_kl = grads[0][:, 0], grads[0][:, 1]
+        hidden, weight, bias, target, states, their_weight, their_bias = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        enabled, dtype = ctx.autocast
+        with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):  # the same logits as in forward
+            for start in range(0, len(hidden), ctx.chunk):
+                part = slice(start, start + ctx.chunk)
+                wide = log_softmax(hidden[part], weight, bias).exp_()
+                wide.mul_((of_kl[part] - of_logp[part])[:, None])
+                wide.addcmul_(log_softmax(states[part], their_weight, their_bias).exp_(), -of_kl[part, None])
+                wide = wide.scatter_add_(1, target[part, None], of_logp[part, None]).to(weight.dtype)  # (n, V)
+                if grad_hidden is not None:
+                    grad_hidden[part] = wide @ weight
+                if grad_weight is not None:
+                    grad_weight += wide.t() @ hidden[part].to(weight.dtype)
+                if grad_bias is not None:
+                    grad_bias += wide.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+
