@@ -107,7 +107,7 @@ def test_a_short_name_that_several_methods_have_is_refused_with_what_they_are(sh
         ("upo", "edgealign pairs filter --drop-unsure"), ("pro", "pro_ranking"), ("spo", "self-play"),
         ("lcpo", "lcpo_latent: .*; or length-controlled"), ("orpo", "is not here; use simpo"),
         ("cpo", "is not here; use simpo"), ("aot", "is not here; use TRL"), ("WPO", "is not here; use TRL"),
-        ("grpo", "is not here; an objective on answers drawn while training"),
+        ("grpo", "is not here; learns from rewards of answers drawn while training"),
     ],
 )  # fmt: skip
 def test_other_methods_are_refused_with_what_to_use_and_no_likeness_of_letters(name, words):
