@@ -226,7 +226,7 @@ def dpo(
     json: JsonOption = False,
     overrides: Overrides,
 ) -> None:
-    """Preference training on pairs; the default objective is length-normalised DPO."""
+    """Preference training on pairs, or on thumbs (--objective kto); the default is length-normalised DPO on pairs."""
     cli_options.run_stage(
         "dpo", overrides, config, dry_run, json, model=model, data=data, valid=valid or [], second=second, out=out
     )

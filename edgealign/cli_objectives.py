@@ -31,7 +31,7 @@ def describe(entry: Objective) -> dict[str, Any]:
         "key": entry.key, "aliases": list(entry.aliases), "summary": entry.summary, "loss": entry.formula,
         "tokens": entry.reduction, "reference": entry.needs_reference,
         "columns": [name for name in entry.columns if name not in MADE],
-        "made": [name for name in entry.columns if name in MADE], "state": entry.state,
+        "thumbs": entry.of_sides, "made": [name for name in entry.columns if name in MADE], "state": entry.state,
         "beta": {"default": entry.beta, "range": f"from {low:g} to {high:g}", "letter": letters.get("beta")},
         "settings": {
             name: {"default": setting.default, "range": setting.range, "letter": letters.get(name)}
@@ -53,7 +53,8 @@ def _table(found: dict[str, Any]) -> str:
 
 def _page(found: dict[str, Any]) -> str:
     aliases = f" ({', '.join(found['aliases'])})" if found["aliases"] else ""
-    needs = ["a reference"] if found["reference"] else []
+    needs = ["pairs or thumbs"] if found["thumbs"] else []
+    needs += ["a reference"] if found["reference"] else []
     needs += [f"the column {name}" for name in found["columns"]]
     needs += [f"{name} (made while training)" for name in found["made"]]
     needs += ["a state that is kept between steps"] if found["state"] else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgealign.objectives.entries import OBJECTIVES
 from edgealign.objectives.names import AMBIGUOUS, NOT_HERE
 from edgealign.objectives.settings import settings_of
-from edgealign.objectives.table import CONFIDENCE, Objective
+from edgealign.objectives.table import CONFIDENCE, Objective, of_sides
 
 HEAD = """# Preference objectives
 
@@ -63,6 +63,10 @@ Some columns no row has; the trainer makes them (your own loop gives `objectives
 - `online`, `online_reference`: `--online-samples` answers to each prompt of a step, drawn by the model as it is. With
   all weights a copy of the reference stays in memory. Held-out pairs are compared without them.
 
+Thumbs (one answer and whether it was liked: `prompt`, `completion`, `label`) are enough for objectives that are a sum
+over the two sides: THUMBS. A liked answer then stands beside a disliked one to another prompt; where there are
+more of one kind, the other comes again in turn, so that both weigh the same.
+
 `kto` and `rpo_relative` compare with the other pairs of a batch. Where a step needs several forward passes, the trainer
 looks at all of them first and then carries the gradient back pass by pass, so that the cut changes nothing; that is a
 forward pass more.
@@ -78,7 +82,7 @@ How sure a formula is:
 
 def render() -> str:
     """The page, in Markdown."""
-    lines = [HEAD.rstrip(), ""]
+    lines = [HEAD.rstrip().replace("THUMBS", ", ".join(f"`{key}`" for key in of_sides())), ""]
     lines += [f"- *{name}*: {meaning}." for name, meaning in CONFIDENCE.items()]
     heads = ("key", "what it is", "loss", "tokens", "needs", "defaults", "how sure", "in TRL 1.16", "source")
     lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]

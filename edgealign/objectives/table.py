@@ -26,6 +26,7 @@ from edgealign.registry import suggest
 BETA_BANDS: Mapping[str, tuple[float, float]] = MappingProxyType({"sum": (0.01, 0.5), "mean": (1.0, 10.0)})
 # The beta of a square loss is no slope: it sets the target, 1 / (2 beta).
 TARGET_BANDS: Mapping[str, tuple[float, float]] = MappingProxyType({"sum": (0.0005, 0.5), "mean": (0.01, 10.0)})
+SIDES = frozenset({"apo_zero", "lfm2_delta", "nca", "bco", "kto", "sppo"})  # absolute terms: a sum over the two sides
 SQUARES = frozenset({"square", "sppo", "gpo"})  # pair and absolute terms with such a target (gpo's at a score of 1/2)
 # A mean of log-ratios moves by less than this many nats per token before a model falls apart; reported runs with
 # targets of 10 and more degenerated.
@@ -87,6 +88,13 @@ class Objective:
         """Further answers that it reads, in the order in which they follow a pair's sequences."""
         names = (*PAIR_TEXTS, UNRELATED)
         return tuple(name for name in names if name in self.columns and name != "rejected_prompt")
+
+    @property
+    def of_sides(self) -> bool:
+        """Is its loss a sum over the two sides, so that thumbs are enough for it?"""
+        return bool(self.absolute) and not (self.pair_term or self.contrast or self.list_term) and all(
+            name in SIDES for name, _ in self.absolute
+        )
 
     @property
     def couples(self) -> bool:
@@ -158,6 +166,13 @@ def trainable() -> tuple[str, ...]:
 
     given = PAIR_FACTS | SECOND_MODEL | MADE
     return tuple(key for key, entry in OBJECTIVES.items() if set(entry.columns) <= given)
+
+
+def of_sides() -> tuple[str, ...]:
+    """Keys of the objectives that thumbs are enough for."""
+    from edgealign.objectives.entries import OBJECTIVES
+
+    return tuple(key for key, entry in OBJECTIVES.items() if entry.of_sides)
 
 
 def trainable_name(name: str) -> str:

@@ -90,7 +90,7 @@ def with_unrelated(trees: Sequence[Tree], max_tokens: int) -> list[Tree]:
         if other is None:
             reason = "have one prompt, and the objective compares with answers to another one"
             raise InputError(f"{len(trees)} pairs", reason, "give pairs of several prompts")
-        ids = other.segments[1 + i % 2].ids[: max(1, max_tokens - len(own))]
+        ids = other.segments[other.leaves[i % 2]].ids[: max(1, max_tokens - len(own))]
         found.append(Tree((*tree.segments, Segment(ids, (True,) * len(ids), 0)), tree.facts))
     return found
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgealign.artifact import MANIFEST, Input, file_input, open_artifact
-from edgealign.data.encode import encode_conversations, encode_pairs, encode_text
+from edgealign.data.encode import encode_conversations, encode_pairs, encode_text, encode_thumbs
 from edgealign.data.mapping import parse_mapping
 from edgealign.data.read import Loaded, read_all
 from edgealign.errors import InputError
-from edgealign.objectives.table import UNRELATED
+from edgealign.objectives.table import UNRELATED, of_sides
 from edgealign.progress import say
 from edgealign.train.beside import tree_of, with_unrelated
 from edgealign.train.layout import Tree, document
 from edgealign.train.recipes import TrainRecipe
+from edgealign.train.thumbs import digest, pair_thumbs, prompts_of
 
 # Trees, the place of each one's row in the source, how many were cut, and what was refused with the reason.
 Encoding = tuple[list[Tree], list[int], int, list[tuple[int, str]]]
@@ -68,14 +66,19 @@ def load_pairs(
     valid: Sequence[str] = (),
     columns: Sequence[str] = (),
     texts: Sequence[str] = (),
+    thumbs: bool = False,
 ) -> Examples:
     """Preference pairs, with what an objective reads beside them (`Objective.columns` and `Objective.texts`).
+
+    Args:
+        thumbs: single answers that were liked or not will do (`Objective.of_sides`).
 
     Raises:
         InputError: as `load_documents`.
     """
     encode = partial(_encode_pairs, columns=columns, texts=texts)
-    return _load(sources, valid, tokenizer, recipe, encode, ("pair",), "edgealign sft")
+    forms = ("pair", "thumb") if thumbs else ("pair",)
+    return _load(sources, valid, tokenizer, recipe, encode, forms, "edgealign sft")
 
 
 def hold_out(trees: Sequence[Tree], *, fraction: float, limit: int, seed: int) -> tuple[list[int], list[int]]:
@@ -84,19 +87,34 @@ def hold_out(trees: Sequence[Tree], *, fraction: float, limit: int, seed: int) -
     Prompts are drawn by a hash of their tokens and the seed, so that more data moves no prompt to the other side
     more than it must. At least one example stays for training.
     """
+    places = [[digest(ids, seed) for ids in prompts_of(tree)] for tree in trees]
+    first = _linked(places)
     by_prompt: dict[str, list[int]] = {}
-    for i, tree in enumerate(trees):
-        ids = np.asarray(tree.segments[0].ids, dtype=np.int64)
-        digest = hashlib.sha256(str(seed).encode() + b"/" + ids.tobytes()).hexdigest()
-        by_prompt.setdefault(digest, []).append(i)
+    for i, (place, *_) in enumerate(places):
+        by_prompt.setdefault(first[place], []).append(i)
     wanted = min(limit, int(fraction * len(trees)))
     held: list[int] = []
-    for digest in sorted(by_prompt)[:-1]:
-        group = by_prompt[digest]
+    for place in sorted(by_prompt)[:-1]:
+        group = by_prompt[place]
         if len(held) + len(group) <= wanted:
             held.extend(group)
     kept = set(range(len(trees))) - set(held)
     return sorted(kept), sorted(held)
+
+
+def _linked(places: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Of every prompt the least one that it is linked to, by examples that hold both."""
+    least: dict[str, str] = {}
+
+    def find(place: str) -> str:
+        while least.setdefault(place, place) != place:
+            place = least[place]
+        return place
+
+    for linked in places:
+        roots = sorted(map(find, linked))
+        least.update(dict.fromkeys(roots, roots[0]))
+    return {place: find(place) for place in list(least)}
 
 
 def _load(
@@ -117,6 +135,9 @@ def _load(
     trees: list[list[Tree]] = []
     places: list[list[int]] = []
     for part in loaded:
+        if part.form == "thumb" and "pair" in forms and "thumb" not in forms:
+            reason = "holds thumbs, and this objective compares two answers to one prompt"
+            raise InputError(part.source, reason, f"choose another --objective: {', '.join(of_sides())}")
         if part.form not in forms:
             reason = f"holds rows of the form {part.form}, not {' or '.join(forms)}"
             raise InputError(part.source, reason, f"see: {other} --help")
@@ -172,8 +193,19 @@ def _encode_pairs(
     tokenizer: Any, part: Loaded, max_tokens: int, *, columns: Sequence[str], texts: Sequence[str]
 ) -> Encoding:
     rows: Any = part.rows
+    trees, kept = list[Tree](), list[int]()
+    if part.form == "thumb":
+        liked = encode_thumbs(tokenizer, rows, max_tokens=max_tokens)
+        if liked.rows:
+            labels = [rows[place].label for place in liked.kept]
+            made = pair_thumbs(liked.rows, labels, part.source)
+            say(f"{sum(labels)} liked and {len(labels) - sum(labels)} disliked answers meet in {len(made)} pairs")
+            trees, kept = [tree for tree, _ in made], [liked.kept[i] for _, i in made]
+        if UNRELATED in columns and trees:
+            trees = with_unrelated(trees, max_tokens)
+        return trees, kept, liked.cut, list(liked.refused)
     encoded = encode_pairs(tokenizer, rows, max_tokens=max_tokens)
-    trees, kept, refused = [], [], list(encoded.refused)
+    refused = list(encoded.refused)
     for ids, place in zip(encoded.rows, encoded.kept, strict=True):
         try:
             trees.append(tree_of(tokenizer, rows[place], ids, columns, texts, max_tokens))

@@ -97,8 +97,9 @@ def run(
 
     def load_examples(tokenizer: Any) -> Examples:
         examples = load_pairs(
-            list(data), tokenizer, recipe, valid=list(valid), columns=objective.columns, texts=objective.texts
-        )
+            list(data), tokenizer, recipe, valid=list(valid), columns=objective.columns, texts=objective.texts,
+            thumbs=objective.of_sides,
+        )  # fmt: skip
         _require_facts(objective, [*examples.train, *examples.held_out])
         train.append(examples.train)
         return examples

@@ -79,6 +79,22 @@ def test_a_missing_column_or_reference_is_refused_by_name(key, both, columns):
         pair_loss(objective, policy, None, columns=columns)
 
 
+def test_of_sides_is_who_does_not_mind_which_answers_meet(scores, columns):
+    """Rejected answers change places among the pairs: the losses' sum stays for those, and for no others."""
+    turn = torch.tensor([0, 3, 2, 5, 4, 1])  # chosen 0 with rejected 1, ...
+    both = scores(seed=1, scale=9.0), scores(seed=2, scale=9.0)
+    turned = [each.select(turn) for each in both]
+    by_token = {"second_reference", "previous", "token_weights", "kl_weights", "token_kl", "spans"}
+    for key in PAIR_KEYS:
+        entry = find(key)
+        if by_token.intersection(entry.columns):
+            assert not entry.of_sides
+            continue
+        there, back = (pair_loss(entry, *each, columns=columns).loss.sum() for each in (both, turned))
+        assert entry.of_sides == close(there, back), key
+    assert not any(find(key).of_sides for key in LIST_KEYS)
+
+
 @pytest.mark.parametrize("key", PAIR_KEYS)
 def test_swapping_the_sides_negates_the_margin(key, both, columns):
     order = torch.tensor([1, 0, 3, 2, 5, 4])

@@ -88,7 +88,9 @@ def test_tpo_is_trls_tpo_l_and_the_gold_answers_likelihood(scores, columns):
     assert (mine - space["per_sequence_loss"] - gold).abs().max() < 1e-6
 
 
-def test_kto_is_that_of_trls_kto_trainer(scores, columns):
+@pytest.mark.parametrize("names", [("unrelated", "unrelated_reference"), ("unrelated_reference", "unrelated")])
+def test_kto_is_that_of_trls_kto_trainer(names, scores, columns):
+    """Once with an estimate above 0, once with one below, which is taken as 0."""
     policy, reference = scores(seed=1), scores(seed=2)
     block = re.search(
         r"^        if self\.calculate_KL:\n +kl = (?:.*\n)*?        losses = torch\.cat\((?:.*\n)*?        \)\n",
@@ -96,7 +98,8 @@ def test_kto_is_that_of_trls_kto_trainer(scores, columns):
     )  # fmt: skip
     assert block, "TRL computes its KTO loss otherwise now"
     sums = [(each.values * each.mask).sum(-1) for each in (policy, reference)]
-    other = [(columns[name].values * columns[name].mask).sum(-1) for name in ("unrelated", "unrelated_reference")]
+    other = [(columns[name].values * columns[name].mask).sum(-1) for name in names]
+    columns = dict(zip(("unrelated", "unrelated_reference"), (columns[name] for name in names), strict=True))
     weights = {"desirable": 1.3, "undesirable": 0.7}
     trainer = SimpleNamespace(
         beta=0.1, loss_type="kto", calculate_KL=True, desirable_weight=1.3, undesirable_weight=0.7,
@@ -110,7 +113,7 @@ def test_kto_is_that_of_trls_kto_trainer(scores, columns):
     exec(textwrap.dedent(block[0]), space)
     expected = space["losses"][:3] + space["losses"][3:]
     mine = pair_loss(find("kto"), policy, reference, columns=columns, settings=weights).loss
-    assert float(space["kl"]) > 0, "an estimate below 0 would not enter the loss"
+    assert (float(space["kl"]) > 0) == (names[0] == "unrelated_reference")
     assert (mine - expected).abs().max() < 1e-6
 
 
