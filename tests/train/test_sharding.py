@@ -185,6 +185,24 @@ def test_two_processes_publish_what_one_publishes_however_they_are_started(tiny_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", ["kto", "rrpo"])
+def test_sharded_weights_learn_what_compares_pairs_or_reads_the_whole_vocabulary(
+    objective, tiny_model, pairs, run, command, tmp_path
+):
+    """kto looks at a step twice; in the step of one pair one process has nothing to look at, and gathers all the same.
+    """
+    options = (
+        "dpo", "--objective", objective, "--model", str(tiny_model), "--data", pairs, "--batch-size", "8",
+        "--tokens-per-pass", "64", "--epochs", "2", "--learning-rate", "3e-4", "--precision", "float32", "--threads",
+        "1", "--valid-fraction", "0.15",
+    )  # fmt: skip
+    assert command(*options, "--out", tmp_path / "one") == 0
+    _, seen = run(TORCHRUN, *options, "--out", str(tmp_path / "two"), shard=True)
+    same(tmp_path / "one", tmp_path / "two")
+    assert is_shared_out(seen)
+
+
+@pytest.mark.slow
 def test_a_sharded_run_is_resumed_by_two_processes_and_by_one(tiny_model, run, command, tmp_path):
     """Pre-training with evaluations on the way and recomputed activations; checkpoints are whole, so one can go on."""
     text = tmp_path / "text.jsonl"
