@@ -58,6 +58,15 @@ CLAIMS = (
     ("MRPO ranks better than DPO (2405.16388)", "mrpo", "dpo", 0.0, ("ranking by sums", "by means"), 1),
     ("RosePO ranks better than DPO where labels are flipped (2410.12519)", "rosepo", "dpo", 0.2,
      ("ranking by sums", "by means"), 1),
+    ("KTO wins more often than DPO (2402.01306: it matches or exceeds it)", "kto", "dpo", 0.0,
+     ("wins, length-controlled",), 1),
+    ("HyPO stays nearer to the starting model than DPO does (2406.01462)", "hypo_online_kl", "dpo", 0.0,
+     ("KL on data",), -1),
+    ("HyPO wins more often than DPO (2406.01462)", "hypo_online_kl", "dpo", 0.0, ("wins, length-controlled",), 1),
+    ("RRPO stays nearer to the starting model than DPO does (2504.12083)", "rrpo", "dpo", 0.0, ("KL on data",), -1),
+    ("SparsePO wins more often than DPO (2410.05102)", "sparse_po", "dpo", 0.0, ("wins, length-controlled",), 1),
+    ("relative PO wins more often than DPO (2402.10958)", "rpo_relative", "dpo", 0.0,
+     ("wins, length-controlled",), 1),
 )  # fmt: skip
 
 
