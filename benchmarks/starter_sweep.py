@@ -24,9 +24,9 @@ from edgealign.train.optimizers import build_optimizer
 from edgealign.train.precision import choose_precision
 from edgealign.train.recipes import PretrainRecipe
 from edgealign.train.rows import PretrainTask, Rows, load_rows
+from edgealign.train.schedule import learning_rate_share
 from edgealign.train.scoring import Passes, evaluate
 from edgealign.train.shortconv import tree_rows
-from edgealign.train.trainer import learning_rate_share
 
 MILLE = 1000  # the schedule's resolution
 

@@ -30,10 +30,10 @@ from edgealign.train.logprobs import check_layout
 from edgealign.train.precision import choose_precision
 from edgealign.train.recipes import DistillRecipe
 from edgealign.train.rows import PretrainTask, Rows, load_rows
+from edgealign.train.schedule import wanted_steps
 from edgealign.train.scoring import Passes
 from edgealign.train.stage import Base, Plan, run_stage
 from edgealign.train.teacher_cache import teach
-from edgealign.train.trainer import wanted_steps
 
 
 @dataclass(frozen=True)

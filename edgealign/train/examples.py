@@ -192,29 +192,32 @@ def _encode_documents(tokenizer: Any, part: Loaded, max_tokens: int) -> Encoding
 def _encode_pairs(
     tokenizer: Any, part: Loaded, max_tokens: int, *, columns: Sequence[str], texts: Sequence[str]
 ) -> Encoding:
-    rows: Any = part.rows
-    trees, kept = list[Tree](), list[int]()
     if part.form == "thumb":
-        liked = encode_thumbs(tokenizer, rows, max_tokens=max_tokens)
-        if liked.rows:
-            labels = [rows[place].label for place in liked.kept]
-            made = pair_thumbs(liked.rows, labels, part.source)
-            say(f"{sum(labels)} liked and {len(labels) - sum(labels)} disliked answers meet in {len(made)} pairs")
-            trees, kept = [tree for tree, _ in made], [liked.kept[i] for _, i in made]
-        if UNRELATED in columns and trees:
-            trees = with_unrelated(trees, max_tokens)
-        return trees, kept, liked.cut, list(liked.refused)
-    encoded = encode_pairs(tokenizer, rows, max_tokens=max_tokens)
-    refused = list(encoded.refused)
-    for ids, place in zip(encoded.rows, encoded.kept, strict=True):
-        try:
-            trees.append(tree_of(tokenizer, rows[place], ids, columns, texts, max_tokens))
-            kept.append(place)
-        except InputError as error:
-            refused.append((place, error.line()))
+        trees, kept, cut, refused = _encode_thumbs(tokenizer, part, max_tokens)
+    else:
+        rows: Any = part.rows
+        encoded = encode_pairs(tokenizer, rows, max_tokens=max_tokens)
+        trees, kept, cut, refused = [], [], encoded.cut, list(encoded.refused)
+        for ids, place in zip(encoded.rows, encoded.kept, strict=True):
+            try:
+                trees.append(tree_of(tokenizer, rows[place], ids, columns, texts, max_tokens))
+                kept.append(place)
+            except InputError as error:
+                refused.append((place, error.line()))
     if UNRELATED in columns and trees:
         trees = with_unrelated(trees, max_tokens)
-    return trees, kept, encoded.cut, sorted(refused)
+    return trees, kept, cut, sorted(refused)
+
+
+def _encode_thumbs(tokenizer: Any, part: Loaded, max_tokens: int) -> Encoding:
+    rows: Any = part.rows
+    encoded = encode_thumbs(tokenizer, rows, max_tokens=max_tokens)
+    if not encoded.rows:
+        return [], [], encoded.cut, list(encoded.refused)
+    labels = [rows[place].label for place in encoded.kept]
+    made = pair_thumbs(encoded.rows, labels, part.source)
+    say(f"{sum(labels)} liked and {len(labels) - sum(labels)} disliked answers meet in {len(made)} pairs")
+    return [tree for tree, _ in made], [encoded.kept[i] for _, i in made], encoded.cut, list(encoded.refused)
 
 
 def _report(part: Loaded, trees: Sequence[Tree], cut: int, refused: Sequence[tuple[int, str]], max_tokens: int) -> None:

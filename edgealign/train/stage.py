@@ -46,9 +46,10 @@ from edgealign.train.logprobs import check_layout
 from edgealign.train.precision import choose_precision, count_parameters, fixed_threads
 from edgealign.train.qat import keep_on_grid, put_on_grid
 from edgealign.train.recipes import PretrainRecipe, TrainRecipe
+from edgealign.train.schedule import wanted_steps, warn_few_steps
 from edgealign.train.scoring import Passes, evaluate, tokens_of_pass
 from edgealign.train.tasks import Task
-from edgealign.train.trainer import Fit, fit, quiet_transformers, wanted_steps, warn_few_steps
+from edgealign.train.trainer import Fit, fit, quiet_transformers
 
 TEXT_FILES = (
     "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja",

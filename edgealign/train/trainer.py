@@ -29,7 +29,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from edgealign.errors import CheckFailed
-from edgealign.progress import bar, is_first_process, say
+from edgealign.progress import bar, is_first_process
 from edgealign.train import processes, sharding
 from edgealign.train.checkpoints import CheckpointCallback, newest_complete, read_state
 from edgealign.train.coupled import look
@@ -37,13 +37,13 @@ from edgealign.train.history import HistoryCallback, history_steps
 from edgealign.train.log import LogCallback, step_rows
 from edgealign.train.logprobs import compiled, is_sharded
 from edgealign.train.optimizers import build_optimizer
-from edgealign.train.recipes import PretrainRecipe, TrainRecipe
+from edgealign.train.recipes import TrainRecipe
+from edgealign.train.schedule import epochs_of, learning_rate_share, wanted_steps
 from edgealign.train.scoring import Passes, evaluate
 from edgealign.train.shortconv import tree_rows
 from edgealign.train.speed import Speed, wants_compiling
 from edgealign.train.tasks import Attaches, Draws, Remembers, Task, coupled
 
-FEW_STEPS = 50  # fewer optimizer steps than this rarely change a model visibly (lqh warns at the same number)
 Step = list[list[int]]  # examples of one optimizer step, one list per forward pass
 Order = Callable[[int], Sequence[int] | None]  # epoch from 0 -> all examples in order; None: shuffled by the seed
 
@@ -67,7 +67,7 @@ def plan_steps(task: Task, recipe: TrainRecipe, passes: Passes, order: Order | N
     steps: list[Step] = []
     n = len(task.trees)
     n_wanted = wanted_steps(recipe)
-    for epoch in range(epochs_of(task, recipe)):
+    for epoch in range(epochs_of(n, recipe)):
         given = order(epoch) if order is not None else None
         places = np.random.default_rng((recipe.seed, epoch)).permutation(n).tolist() if given is None else given
         for start in range(0, n, recipe.batch_size):
@@ -128,35 +128,6 @@ def fit(
     model.eval()
     resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     return Fit(tuple(step_rows(trainer.state.log_history)), len(steps), resumed_at, log)
-
-
-def wanted_steps(recipe: TrainRecipe) -> int:
-    """Optimizer steps after which a run ends, 0: with its epochs."""
-    if isinstance(recipe, PretrainRecipe) and recipe.total_tokens and not recipe.max_steps:
-        return max(1, recipe.total_tokens // (recipe.batch_size * recipe.max_tokens))
-    return recipe.max_steps
-
-
-def epochs_of(task: Task, recipe: TrainRecipe) -> int:
-    """How often the data is seen at most: `epochs`, or what `total_tokens` needs."""
-    if not isinstance(recipe, PretrainRecipe) or not recipe.total_tokens:
-        return recipe.epochs
-    return -(-recipe.total_tokens // (len(task.trees) * recipe.max_tokens))
-
-
-def learning_rate_share(step: int, n_steps: int, recipe: TrainRecipe) -> float:
-    """Share of the peak learning rate at optimizer step `step` (from 0): a linear rise, then the decay."""
-    n_rising = int(recipe.warmup_share * n_steps)
-    if step < n_rising:
-        return (step + 1) / (n_rising + 1)
-    progress = (step - n_rising) / max(1, n_steps - n_rising)
-    floor = recipe.final_lr_share
-    if recipe.schedule == "wsd":
-        rest = min(1.0, max(0.0, (1.0 - progress) / recipe.decay_share))
-        return floor + (1.0 - floor) * rest
-    if recipe.schedule == "cosine":
-        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-    return floor + (1.0 - floor) * (1.0 - min(progress, 1.0)) if recipe.schedule == "linear" else 1.0
 
 
 class AlignTrainer(Trainer):  # type: ignore[misc]
@@ -359,12 +330,3 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def warn_few_steps(n_steps: int) -> str | None:
-    """The warning for a run too short to show much, said and returned."""
-    if n_steps >= FEW_STEPS:
-        return None
-    message = f"only {n_steps} optimizer steps: fewer than {FEW_STEPS} rarely change a model visibly"
-    say(f"warning: {message} (more --epochs, or a smaller --batch-size)")
-    return message
