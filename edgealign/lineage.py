@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgealign.artifact import Input, Manifest, open_artifact, read_manifest
 from edgealign.errors import ArtifactError
+from edgealign.models.builtin import BASES, NAMES, home
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,12 @@ def _ancestor(entry: Input, path: Path, *, seen: frozenset[str]) -> Ancestor:
     if manifest.digest != entry.digest or entry.digest in seen:
         return Ancestor(entry, None, ())
     seen = seen | {entry.digest}
-    parents = tuple(
-        _ancestor(parent, Path(os.path.normpath(path / parent.hint)), seen=seen) for parent in manifest.inputs
-    )
+    parents = tuple(_ancestor(parent, _place(parent, path), seen=seen) for parent in manifest.inputs)
     return Ancestor(entry, manifest, parents)
+
+
+def _place(parent: Input, child: Path) -> Path:
+    """Where an input lies: beside its child, or inside the package."""
+    if parent.hint in (*NAMES, *BASES):
+        return home() / parent.hint
+    return Path(os.path.normpath(child / parent.hint))

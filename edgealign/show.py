@@ -64,7 +64,7 @@ def _tree(node: Ancestor) -> dict[str, Any]:
 
 
 def _branches(node: dict[str, Any], *, depth: int) -> list[str]:
-    missing = "a file" if node["kind"] == "file" else "not here any more"
+    missing = "a file" if node["kind"] == "file" else "not here"
     made = f"made by {node['stage']}" if node["stage"] else missing
     lines = [f"{'  ' * depth}{node['role']}: {node['kind']} {node['digest'][:16]} {Path(node['hint']).name} ({made})"]
     for parent in node["parents"]:

@@ -7,11 +7,12 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from edgealign.artifact import Check, Input, hash_json, open_artifact, publish, workdir
+from edgealign.artifact import Check, Input, hash_json, open_artifact, open_model, publish, workdir
 from edgealign.errors import ArtifactError, OutputError
 from edgealign.lineage import lineage
 
@@ -117,6 +118,17 @@ def test_lineage_follows_inputs_until_a_digest_changed(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "a")
     make(tmp_path / "a", text="another")
     assert lineage(child).parents[0].parents[0].manifest is None
+
+
+def test_lineage_finds_what_comes_with_edgealign_from_anywhere(tmp_path: Path) -> None:
+    starter = open_model("starter")
+    far = tmp_path / "a" / "b" / "c" / "d"
+    far.mkdir(parents=True)
+    child = make(far / "child", inputs=(starter.as_input("model"),))
+    (parent,) = lineage(child).parents
+    assert (parent.entry.digest, parent.manifest and parent.manifest.digest) == (starter.digest, starter.digest)
+    stranger = replace(starter.as_input("model"), digest="0" * 64, hint="starter")
+    assert lineage(make(far / "other", inputs=(stranger,))).parents[0].manifest is None
 
 
 def test_checkpoints_survive_until_the_key_changes_or_the_artifact_is_published(tmp_path: Path) -> None:

@@ -168,14 +168,18 @@ def test_what_is_learned_points_to_the_planted_taste_and_further_with_more_choic
 def test_choices_move_what_is_said_and_a_bundle_ranks_as_torch_does(material, tmp_path: Path) -> None:
     """T10, T13: best of four answers that each runtime draws and reads itself."""
     source = open_model("starter")
-    gguf = targets.run(ExportRecipe(quant="q8_0"), target="gguf", model="starter", out=tmp_path / "q8")
+    made = {
+        target: targets.run(ExportRecipe(quant=quant), target=target, model="starter", out=tmp_path / target).path
+        for target, quant in (("gguf", "q8_0"), ("onnx", "int8"))
+    }
     recipe = dataclasses.replace(SMALL, users=120, strengths=(), drawn_prompts=12)
-    places = {"torch": source.path, "gguf": gguf.path}
+    places = {"torch": source.path, **made}
     said = best_of.best_of_report(recipe, material, places, load_tokenizer(source.path))
     for row in said["runtimes"].values():
         assert row["lore"]["gain"][8]["low"] > 0
         assert row["lore"]["gain"][8]["mean"] > row["lore"]["wrong"][8]
-    assert abs(said["runtimes"]["gguf"]["accuracy"] - said["runtimes"]["torch"]["accuracy"]) <= few_shot.SAME
+    for target in made:
+        assert abs(said["runtimes"][target]["accuracy"] - said["runtimes"]["torch"]["accuracy"]) <= few_shot.SAME
 
 
 def _both(gaps: np.ndarray) -> np.ndarray:
