@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from edgealign.objectives.loss import pair_loss
+from edgealign.objectives.scores import Ragged, pad_ragged
 from edgealign.objectives.table import find
 from edgealign.train.anchors import Anchors, stretched
 from edgealign.train.beside import differing
 from edgealign.train.layout import Anchor, pair
 from edgealign.train.logprobs import output_projection
 from edgealign.train.precision import Precision
-from edgealign.train.scoring import Passes
+from edgealign.train.preference_task import PreferenceTask
+from edgealign.train.scoring import Passes, evaluate, score
 from edgealign.train.shortconv import tree_rows
+from edgealign.train.tasks import PerToken
 from edgealign.train.token_kl import logprobs_with_kl
 
 
@@ -23,7 +29,7 @@ def passes_of(model, tokens_per_pass=30):
 @pytest.fixture
 def trees(tokens):
     texts = [tokens(40)[3 * i :] for i in range(4)]
-    return [pair(text[: 3 + i % 3], text[5 : 7 + i], text[8 : 15 - i]) for i, text in enumerate(texts)]
+    return [pair(text[: 3 + i % 3], text[5 : 7 + i], text[6 : 15 - i]) for i, text in enumerate(texts)]
 
 
 def logits_of(model, tree, side):
@@ -139,6 +145,44 @@ def test_prompt_features_are_centred_means_and_the_same_for_the_same_prompt(lfm2
     unique = torch.stack(means)
     assert torch.allclose(found[:4], unique - unique.mean(0), atol=1e-4)
     assert torch.equal(found[4], found[0])
+
+
+@pytest.mark.parametrize("key", ["rrpo", "sparse_po"])
+def test_the_task_hands_the_loss_what_it_reads(key, make_model, trees):
+    """The mean loss of an evaluation in several passes, against the loss of columns that are made here."""
+    objective, reference, model = find(key), make_model(), make_model()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3)))
+    trees = [replace(tree, facts={"spans": differing(tree.segments[1].ids, tree.segments[2].ids)}) for tree in trees]
+    assert any(not all(tree.facts["spans"]) for tree in trees)
+    passes = passes_of(model)
+    anchors = Anchors.of(objective, reference, trees, passes, head_learns=True)
+    before = PerToken.of(score(reference, trees, passes), trees)
+    found = evaluate(model, PreferenceTask(trees, objective, 0.1, before, anchors=anchors), passes)["loss"]
+    sides = [(tree, side) for tree in trees for side in (1, 2)]
+    ours, theirs = ([logits_of(each, *side).log_softmax(-1) for side in sides] for each in (model, reference))
+    lengths = torch.tensor([len(tree.segments[side].ids) for tree, side in sides])
+
+    def table(values):
+        number = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        return pad_ragged(Ragged(torch.cat(values), number, lengths))
+
+    came = [torch.tensor(tree.segments[side].ids)[:, None] for tree, side in sides]
+    policy, fixed = (
+        table([p.gather(1, ids)[:, 0] for p, ids in zip(each, came, strict=True)]) for each in (ours, theirs)
+    )
+    columns = {
+        "token_kl": table([(q.exp() * (q - p)).sum(-1) for p, q in zip(ours, theirs, strict=True)]).values,
+        "spans": table([torch.tensor(tree.facts["spans"]).float() for tree in trees]).values > 0,
+    }
+    if anchors.weights is not None:
+        weights = table([anchors.weights.take([i]) for i in range(len(trees))]).values
+        columns |= {"token_weights": weights, "kl_weights": weights}
+    wanted = pair_loss(objective, policy, fixed, beta=0.1, columns=columns).loss.mean()
+    assert found == pytest.approx(float(wanted), rel=1e-4)
+    plain = pair_loss(find("dpo"), policy, fixed, beta=0.1).loss.mean()
+    assert abs(float(wanted - plain)) > 1e-3
 
 
 def test_nothing_is_computed_for_who_reads_nothing(lfm2, trees, monkeypatch):

@@ -18,7 +18,7 @@ from edgealign.objectives.table import of_sides
 from edgealign.train import preference, stage
 from edgealign.train.examples import hold_out, load_pairs
 from edgealign.train.recipes import PreferenceRecipe
-from edgealign.train.thumbs import pair_thumbs, prompts_of
+from edgealign.train.thumbs import pair_thumbs
 
 
 def thumbs(count, liked=lambda i: i % 3 == 0):
@@ -55,7 +55,7 @@ def test_the_less_frequent_kind_comes_again_in_turn_and_blocks_share_no_prompt()
     trees = [tree for tree, _ in found]
     kept, held = hold_out(trees, fraction=0.2, limit=100, seed=0)
     assert 10 < len(held) <= 0.2 * len(trees)
-    seen = [{ids for i in part for ids in prompts_of(trees[i])} for part in (kept, held)]
+    seen = [{trees[i].segments[root].ids for i in part for root in (0, 2)} for part in (kept, held)]
     assert not seen[0] & seen[1]
     assert pair_thumbs(encoded, labels, "f") == found
 
