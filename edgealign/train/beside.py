@@ -82,17 +82,18 @@ def with_unrelated(trees: Sequence[Tree], max_tokens: int) -> list[Tree]:
     Raises:
         InputError: all pairs have the same prompt.
     """
-    found = []
-    for i, tree in enumerate(trees):
-        own = tree.segments[0].ids
-        following = (trees[(i + step) % len(trees)] for step in range(1, len(trees)))
-        other = next((each for each in following if each.segments[0].ids != own), None)
-        if other is None:
-            reason = "have one prompt, and the objective compares with answers to another one"
-            raise InputError(f"{len(trees)} pairs", reason, "give pairs of several prompts")
-        ids = other.segments[other.leaves[i % 2]].ids[: max(1, max_tokens - len(own))]
-        found.append(Tree((*tree.segments, Segment(ids, (True,) * len(ids), 0)), tree.facts))
-    return found
+    prompts = [tree.segments[0].ids for tree in trees]
+    first_other = next((i for i, prompt in enumerate(prompts) if prompt != prompts[-1]), None)
+    if first_other is None:
+        reason = "have one prompt, and the objective compares with answers to another one"
+        raise InputError(f"{len(trees)} pairs", reason, "give pairs of several prompts")
+    following, found = first_other, []  # the next place with another prompt, from the last one backwards
+    for i in reversed(range(len(trees))):
+        following = following if i + 1 == len(trees) or prompts[i] == prompts[i + 1] else i + 1
+        other = trees[following]
+        ids = other.segments[other.leaves[i % 2]].ids[: max(1, max_tokens - len(prompts[i]))]
+        found.append(Tree((*trees[i].segments, Segment(ids, (True,) * len(ids), 0)), trees[i].facts))
+    return found[::-1]
 
 
 def _segments(tok: Any, row: Pair, name: str, place: int, max_tokens: int) -> tuple[Segment, ...]:

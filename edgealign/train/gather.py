@@ -8,6 +8,7 @@ Shape legend: N positions, M tokens asked for per position, K tokens kept, D hid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,22 +57,35 @@ class _ChunkedGather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         (grad,) = grads  # (N, M)
         hidden, weight, bias, ids = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        enabled, dtype = ctx.autocast
-        with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):  # the same logits as in forward
-            for start in range(0, hidden.shape[0], ctx.chunk):
-                part = slice(start, start + ctx.chunk)
-                direction = log_softmax(hidden[part], weight, bias).exp_().mul_(-grad[part].sum(1, keepdim=True))
-                direction = direction.scatter_add_(1, ids[part], grad[part]).to(weight.dtype)  # (n, V)
-                if grad_hidden is not None:
-                    grad_hidden[part] = direction @ weight
-                if grad_weight is not None:
-                    grad_weight += direction.t() @ hidden[part].to(weight.dtype)
-                if grad_bias is not None:
-                    grad_bias += direction.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None
+
+        def by_logits(part: slice) -> Tensor:
+            direction = log_softmax(hidden[part], weight, bias).exp_().mul_(-grad[part].sum(1, keepdim=True))
+            return direction.scatter_add_(1, ids[part], grad[part])
+
+        return (*through_logits(ctx, hidden, weight, bias, by_logits), None, None)
+
+
+def through_logits(
+    ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, by_logits: Callable[[slice], Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients by hidden, weight and bias, the first inputs of a function, whose `ctx` has `chunk`, `device` and
+    `autocast`; `by_logits(part)` is its gradient (n, V) by the logits of those positions.
+    """
+    grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+    grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+    grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+    enabled, dtype = ctx.autocast
+    with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):  # the same logits as in forward
+        for start in range(0, hidden.shape[0], ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            wide = by_logits(part).to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = wide @ weight
+            if grad_weight is not None:
+                grad_weight += wide.t() @ hidden[part].to(weight.dtype)
+            if grad_bias is not None:
+                grad_bias += wide.sum(0)
+    return grad_hidden, grad_weight, grad_bias
 
 
 def log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -82,18 +82,18 @@ def run(
             beside = _scores(base, other, load_beside(base, other), trees)
             if objective.second_model == "previous":
                 reference, beside = beside, reference
-        online, loss = None, objective
+        online, loss, numbers = None, objective, settings
         if "online" in objective.columns:
             if trees is train[0]:
                 trees = list(trees)
                 online = _online(base, trees, recipe)
             else:  # held-out pairs are compared without drawing
-                loss = replace(objective, columns=(), absolute=())
+                loss = replace(objective, columns=())
+                numbers = {**settings, **{f"weight_{name}": 0.0 for name, _ in objective.absolute}}
         anchors = Anchors.of(objective, base.model, trees, base.passes, head_learns=not recipe.lora)
         return PreferenceTask(
-            trees, loss, beta, reference, settings if loss is objective else {}, tuple(users), state, second=beside,
-            anchors=anchors, online=online,
-        )  # fmt: skip
+            trees, loss, beta, reference, numbers, tuple(users), state, second=beside, anchors=anchors, online=online
+        )
 
     def load_examples(tokenizer: Any) -> Examples:
         examples = load_pairs(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgealign.train.gather import log_softmax
+from edgealign.train.gather import log_softmax, through_logits
 from edgealign.train.layout import Anchor
 
 
@@ -52,24 +52,12 @@ class _ChunkedKl(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        of_logp, of_kl = grads[0][:, 0], grads[0][:, 1]
+        of_logp, of_kl = grads[0][:, :1], grads[0][:, 1:]
         hidden, weight, bias, target, states, their_weight, their_bias = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        enabled, dtype = ctx.autocast
-        with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):  # the same logits as in forward
-            for start in range(0, len(hidden), ctx.chunk):
-                part = slice(start, start + ctx.chunk)
-                wide = log_softmax(hidden[part], weight, bias).exp_()
-                wide.mul_((of_kl[part] - of_logp[part])[:, None])
-                wide.addcmul_(log_softmax(states[part], their_weight, their_bias).exp_(), -of_kl[part, None])
-                wide = wide.scatter_add_(1, target[part, None], of_logp[part, None]).to(weight.dtype)  # (n, V)
-                if grad_hidden is not None:
-                    grad_hidden[part] = wide @ weight
-                if grad_weight is not None:
-                    grad_weight += wide.t() @ hidden[part].to(weight.dtype)
-                if grad_bias is not None:
-                    grad_bias += wide.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
+        def by_logits(part: slice) -> Tensor:
+            wide = log_softmax(hidden[part], weight, bias).exp_().mul_(of_kl[part] - of_logp[part])
+            wide.addcmul_(log_softmax(states[part], their_weight, their_bias).exp_(), -of_kl[part])
+            return wide.scatter_add_(1, target[part, None], of_logp[part])
+
+        return (*through_logits(ctx, hidden, weight, bias, by_logits), None, None, None, None, None)
