@@ -7,6 +7,10 @@ import gc
 import pytest
 import torch
 
+from edgealign.train.layout import pair
+from edgealign.train.precision import Precision
+from edgealign.train.scoring import Passes
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _frozen_imports():
@@ -136,6 +140,18 @@ def tokens():
     """`tokens(5)`: that many token ids, the same in every run."""
     generator = torch.Generator().manual_seed(1)
     return lambda n: tuple(torch.randint(3, 96, (n,), generator=generator).tolist())
+
+
+def passes_of(model, tokens_per_pass=64):
+    """In 32 bits."""
+    return Passes.of(model, Precision("float32", "float32", False), tokens_per_pass=tokens_per_pass)
+
+
+@pytest.fixture
+def trees(tokens):
+    """Six pairs: prompts and answers of three to five, two to seven and four to nine tokens."""
+    texts = [tokens(40)[3 * i :] for i in range(6)]
+    return [pair(text[: 3 + i % 3], text[5 : 7 + i], text[6 : 15 - i]) for i, text in enumerate(texts)]
 
 
 @pytest.fixture

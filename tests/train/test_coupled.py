@@ -17,7 +17,6 @@ from edgealign.train.anchors import Anchors
 from edgealign.train.beside import with_unrelated
 from edgealign.train.layout import pack, pair
 from edgealign.train.logprobs import token_logprobs
-from edgealign.train.precision import Precision
 from edgealign.train.preference_task import PreferenceTask
 from edgealign.train.recipes import PreferenceRecipe
 from edgealign.train.scoring import Passes, evaluate, score
@@ -25,11 +24,9 @@ from edgealign.train.shortconv import kernel_width, tree_rows
 from edgealign.train.tasks import PerToken
 from edgealign.train.trainer import AlignTrainer, plan_steps
 
+from .conftest import passes_of
+
 COUPLED = tuple(key for key in names() if find(key).couples)
-
-
-def passes_of(model, tokens_per_pass=1000):
-    return Passes.of(model, Precision("float32", "float32", False), tokens_per_pass=tokens_per_pass)
 
 
 def moved(model):
@@ -42,14 +39,12 @@ def moved(model):
 
 
 @pytest.fixture
-def make_task(lfm2, tokens):
+def make_task(lfm2, trees):
     def make(objective):
-        texts = [tokens(40)[3 * i :] for i in range(6)]
-        trees = [pair(text[: 3 + i % 3], text[5 : 7 + i], text[8 : 15 - i]) for i, text in enumerate(texts)]
-        trees = with_unrelated(trees, 64) if "unrelated" in objective.columns else trees
-        reference = PerToken.of(score(lfm2, trees, passes_of(lfm2)), trees)
-        anchors = Anchors.of(objective, lfm2, trees, passes_of(lfm2), head_learns=True)
-        return PreferenceTask(trees, objective, objective.beta, reference, anchors=anchors)
+        given = with_unrelated(trees, 64) if "unrelated" in objective.columns else trees
+        reference = PerToken.of(score(lfm2, given, passes_of(lfm2)), given)
+        anchors = Anchors.of(objective, lfm2, given, passes_of(lfm2), head_learns=True)
+        return PreferenceTask(given, objective, objective.beta, reference, anchors=anchors)
 
     return make
 
@@ -99,7 +94,7 @@ def test_the_cut_into_passes_changes_no_gradient_loss_or_metric(key, lfm2, make_
 @pytest.mark.parametrize("key", COUPLED)
 def test_evaluation_compares_each_pair_with_all_others(key, lfm2, make_task):
     task, model = make_task(find(key)), moved(lfm2)
-    whole = evaluate(model, task, passes_of(model))
+    whole = evaluate(model, task, passes_of(model, 1000))
     for budget in (1, 60):
         assert evaluate(model, task, passes_of(model, budget)) == pytest.approx(whole, rel=1e-4, abs=1e-5)
     with torch.no_grad(), tree_rows(model):

@@ -14,26 +14,16 @@ from edgealign.objectives.scores import Scores
 from edgealign.objectives.table import find
 from edgealign.train import preference
 from edgealign.train.adapt import add_lora
-from edgealign.train.layout import pair
 from edgealign.train.online import OnlineAnswers
-from edgealign.train.precision import Precision
 from edgealign.train.preference_task import PreferenceTask
 from edgealign.train.recipes import PreferenceRecipe
-from edgealign.train.scoring import Passes, score
+from edgealign.train.scoring import score
 from edgealign.train.tasks import PerToken
 from edgealign.train.trainer import AlignTrainer, fit
 
+from .conftest import passes_of
+
 END = 2
-
-
-def passes_of(model, tokens_per_pass=60):
-    return Passes.of(model, Precision("float32", "float32", False), tokens_per_pass=tokens_per_pass)
-
-
-@pytest.fixture
-def trees(tokens):
-    texts = [tokens(40)[3 * i :] for i in range(6)]
-    return [pair(text[: 3 + i % 3], text[5 : 7 + i], text[8 : 15 - i]) for i, text in enumerate(texts)]
 
 
 def answers(trees, model, reference, **options):
