@@ -55,7 +55,7 @@ def train_ours(model_dir: Path, pairs: Sequence[Any], args: Any) -> dict[str, An
     from edgealign.train.precision import choose_precision
     from edgealign.train.preference_task import PreferenceTask
     from edgealign.train.recipes import PreferenceRecipe
-    from edgealign.train.scoring import Passes, score, tokens_of_pass
+    from edgealign.train.scoring import Passes, score
     from edgealign.train.tasks import PerToken
     from edgealign.train.trainer import fit
 
@@ -69,7 +69,7 @@ def train_ours(model_dir: Path, pairs: Sequence[Any], args: Any) -> dict[str, An
     trees = [pair(*row) for row in pairs]
     with tempfile.TemporaryDirectory() as work:
         start_s = time.perf_counter()
-        passes = Passes.of(network, precision, tokens_per_pass=tokens_of_pass(network, lora=lora))
+        passes = Passes.for_training(network, precision, lora=lora)
         reference = PerToken.of(score(network, trees, passes), trees)
         if lora:
             network = add_lora(network, rank=RANK, alpha=ALPHA, seed=0)

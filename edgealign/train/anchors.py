@@ -54,7 +54,8 @@ class Anchors:
             assert weight is not None
             head = (weight.clone(), None if bias is None else bias.clone()) if head_learns else (weight, bias)
         if "token_weights" in objective.columns:
-            found = read_tokens(model, trees, passes, activity(passes), label="reference activations", shared=True)
+            alone = replace(passes, lanes=1)  # a layer's outputs are collected from one pass at a time
+            found = read_tokens(model, trees, alone, activity(alone), label="reference activations", shared=True)
             weights = PerToken.of(torch.cat(found), trees)
         if "prompt_features" in objective.columns:
             features = prompt_features(model, trees, passes)

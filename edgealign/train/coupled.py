@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgealign.train import processes
+from edgealign.train.lanes import Lanes, Turn
 from edgealign.train.logprobs import is_sharded
 from edgealign.train.scoring import Passes
 from edgealign.train.tasks import Couples, Learned
@@ -29,19 +30,23 @@ class Whole:
     gradients: dict[int, Tensor]  # by number of the pass: (n,) of the loss, by the pass's log-probabilities
 
 
-def look(model: nn.Module, task: Couples, passes: Passes, groups: Sequence[Sequence[int]]) -> Whole:
+def look(model: nn.Module, task: Couples, passes: Passes, groups: Sequence[Sequence[int]], lanes: Lanes) -> Whole:
     """The loss of a step of these passes, and what each of them has to carry back. Every process calls it.
 
     Random numbers (of a LoRA's dropout) are put back, so that the passes meet the same ones again.
     """
     device = next(model.parameters()).device
-    mine: dict[int, Learned] = {}
-    with torch.random.fork_rng(), torch.no_grad():
-        for number, group in processes.share(list(enumerate(groups))):
-            batch = passes.batch(task.trees, group, device)
-            mine[number] = Learned(passes.logprobs(model, batch).cpu(), batch.sequence.cpu(), batch.lengths.cpu())
+
+    def read(number: int, _: Turn) -> Learned:
+        batch = passes.batch(task.trees, groups[number], device)
+        with torch.no_grad():
+            return Learned(passes.logprobs(model, batch).cpu(), batch.sequence.cpu(), batch.lengths.cpu())
+
+    numbers = processes.share(range(len(groups)))
+    with torch.random.fork_rng():
+        mine = dict(lanes.each(read, numbers, [passes.n_tokens(task.trees, groups[number]) for number in numbers]))
         for _ in range(processes.idle(groups) if is_sharded(model) else 0):
-            passes.logprobs(model, passes.batch(task.trees, groups[-1], device))
+            read(len(groups) - 1, Turn())
     found = {number: learned for part in processes.gather(mine) for number, learned in part.items()}
     whole = Learned.join([found[number] for number in range(len(groups))])
     logps = whole.logps.requires_grad_()

@@ -80,7 +80,7 @@ def cache_key(trees: Sequence[Tree], passes: Passes, model_digest: str, template
     digest = hashlib.sha256()
     settings = (
         FORMAT, torch.__version__, model_digest, template_hash, passes.precision, passes.tokens_per_pass,
-        torch.get_num_threads(),
+        passes.lanes, torch.get_num_threads(),
     )
     digest.update(repr(settings).encode())
     for tree in trees:

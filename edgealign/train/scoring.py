@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from edgealign.progress import track
+from edgealign.progress import bar
 from edgealign.train import processes
 from edgealign.train.adapt import lora_without_casts
+from edgealign.train.lanes import Lanes, Turn, lanes_of
 from edgealign.train.layout import Batch, Tree, arrange, lay_out, split_for, split_in_rows
 from edgealign.train.logprobs import is_sharded, token_logprobs
 from edgealign.train.precision import Precision, choose_precision
@@ -49,12 +51,24 @@ class Passes:
 
     kernel: int
     pad_id: int
-    tokens_per_pass: int
+    tokens_per_pass: int  # of the passes that are side by side together
     precision: Precision
+    lanes: int = 1  # passes that may be side by side
 
     @staticmethod
     def of(model: nn.Module, precision: Precision, *, tokens_per_pass: int, pad_id: int = 0) -> Passes:
         return Passes(kernel_width(model), pad_id, tokens_per_pass, precision)
+
+    @staticmethod
+    def for_training(
+        model: nn.Module, precision: Precision, *, lora: bool, tokens_per_pass: int = 0, pad_id: int = 0
+    ) -> Passes:
+        """As large, and as many side by side, as suits the model and this machine. `lora`: it will get one.
+
+        Several CPU threads must be known by now (`precision.fixed_threads`).
+        """
+        tokens = tokens_per_pass or tokens_of_pass(model, lora=lora)
+        return Passes(kernel_width(model), pad_id, tokens, precision, lanes_of(model, tokens, lora=lora))
 
     @staticmethod
     def reading(model: nn.Module) -> Passes:
@@ -63,11 +77,12 @@ class Passes:
 
     def groups(self, trees: Sequence[Tree] | Rows, indices: Sequence[int], *, parts: int = 1) -> list[list[int]]:
         """`indices` split so that each group fits a pass, and, where there are enough of them, in a number of groups
-        that `parts` divides."""
+        that `parts` divides, and as many of these for every lane."""
+        tokens, parts = self.tokens_per_pass // self.lanes, parts * self.lanes
         if isinstance(trees, Rows):
-            return trees.groups(indices, self.tokens_per_pass, parts=parts)
+            return trees.groups(indices, tokens, parts=parts)
         lengths = [trees[i].n_tokens for i in indices]
-        split = split_for(lengths, self.tokens_per_pass, parts)
+        split = split_for(lengths, tokens, parts)
         ordered = [[group[i] for i in arrange([lengths[j] for j in group])] for group in split]
         return [[indices[i] for i in group] for group in ordered]
 
@@ -83,6 +98,17 @@ class Passes:
         """(N,) float32, in this precision."""
         with self.precision.context(batch.input_ids.device), lora_without_casts(model, self.precision):
             return token_logprobs(model, batch)
+
+    @contextmanager
+    def side_by_side(self, model: nn.Module) -> Iterator[Lanes]:
+        """Within the block passes of `model` may run in lanes. It is made ready for all of them, as each would do by
+        itself: what one undoes at its end another might be using."""
+        with tree_rows(model), lora_without_casts(model, self.precision), Lanes(self.lanes, self.tokens_per_pass) as it:
+            yield it
+
+    def n_tokens(self, trees: Sequence[Tree] | Rows, group: Sequence[int]) -> int:
+        """Of one pass."""
+        return trees.width * len(group) if isinstance(trees, Rows) else sum(trees[i].n_tokens for i in group)
 
 
 def score(
@@ -162,20 +188,25 @@ def _forward_all(
     read = read or passes.logprobs
     device = next(model.parameters()).device
     was_training = model.training
+
+    def forward(group: list[int], _: Turn) -> tuple[Batch, Tensor]:
+        batch = passes.batch(trees, group, device)
+        if attach is not None:
+            batch = attach(batch, group)
+        with torch.no_grad():
+            return batch, read(model, batch)
+
     model.eval()
     try:
         groups = passes.groups(trees, range(len(trees)))
         mine = list(processes.share(groups)) if shared else groups
-        for group in track(mine, total=len(mine), label=label):
-            batch = passes.batch(trees, group, device)
-            if attach is not None:
-                batch = attach(batch, group)
-            with torch.no_grad(), tree_rows(model):
-                values = read(model, batch)
-            yield group, batch, values
-        for _ in range(processes.idle(groups) if shared and is_sharded(model) else 0):
-            with torch.no_grad(), tree_rows(model):
-                read(model, passes.batch(trees, groups[-1], device))
+        with bar(total=len(mine), label=label) as advance, passes.side_by_side(model) as lanes:
+            sizes = [passes.n_tokens(trees, group) for group in mine]
+            for group, (batch, values) in lanes.each(forward, mine, sizes):
+                yield group, batch, values
+                advance(1, "")
+            for _ in range(processes.idle(groups) if shared and is_sharded(model) else 0):
+                forward(groups[-1], Turn())
     finally:
         model.train(was_training)
 

@@ -47,7 +47,7 @@ from edgealign.train.precision import choose_precision, count_parameters, fixed_
 from edgealign.train.qat import keep_on_grid, put_on_grid
 from edgealign.train.recipes import PretrainRecipe, TrainRecipe
 from edgealign.train.schedule import wanted_steps, warn_few_steps
-from edgealign.train.scoring import Passes, evaluate, tokens_of_pass
+from edgealign.train.scoring import Passes, evaluate
 from edgealign.train.tasks import Task
 from edgealign.train.trainer import Fit, fit, quiet_transformers
 
@@ -172,8 +172,10 @@ def _load_base(source: Artifact, tokenizer: Any, recipe: TrainRecipe) -> Base:
     model: Any = load_model(source.path, dtype=precision.weights)
     model.to(processes.device())
     check_layout(model)
-    tokens = recipe.tokens_per_pass or tokens_of_pass(model, lora=recipe.lora)
-    passes = Passes.of(model, precision, tokens_per_pass=tokens, pad_id=int(tokenizer.pad_token_id or 0))
+    passes = Passes.for_training(
+        model, precision, lora=recipe.lora, tokens_per_pass=recipe.tokens_per_pass,
+        pad_id=int(tokenizer.pad_token_id or 0),
+    )  # fmt: skip
     return Base(source, model, tokenizer, passes, template_hash(tokenizer) if tokenizer.chat_template else None)
 
 

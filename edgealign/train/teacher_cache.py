@@ -108,7 +108,7 @@ def teach(
 def _fill(
     folder: Path, missing: Sequence[int], rows: Rows, teacher: nn.Module, passes: Passes, k: int, vocab_size: int
 ) -> None:
-    passes = replace(passes, kernel=kernel_width(teacher))  # the student's may be another
+    passes = replace(passes, kernel=kernel_width(teacher), lanes=1)  # the student's may be others
     ids_dtype = np.uint16 if vocab_size <= SMALL_VOCABULARY else np.uint32
     device = next(teacher.parameters()).device
     weight, bias = output_projection(teacher)

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,14 @@ from edgealign.train import processes, sharding
 from edgealign.train.checkpoints import CheckpointCallback, newest_complete, read_state
 from edgealign.train.coupled import look
 from edgealign.train.history import HistoryCallback, history_steps
+from edgealign.train.lanes import Gradients, Lanes, Turn, add, draws_chance
+from edgealign.train.layout import Batch
 from edgealign.train.log import LogCallback, step_rows
 from edgealign.train.logprobs import compiled, is_sharded
 from edgealign.train.optimizers import build_optimizer
 from edgealign.train.recipes import TrainRecipe
 from edgealign.train.schedule import epochs_of, learning_rate_share, wanted_steps
 from edgealign.train.scoring import Passes, evaluate
-from edgealign.train.shortconv import tree_rows
 from edgealign.train.speed import Speed, wants_compiling
 from edgealign.train.tasks import Attaches, Draws, Remembers, Task, coupled
 
@@ -100,6 +101,10 @@ def fit(
     """
     shard = sharding.wanted(recipe)
     steps = plan_steps(task, recipe, passes, order)
+    compiling = not shard and wants_compiling(recipe, task, len(steps))
+    if passes.lanes > 1 and (shard or compiling or recipe.gradient_checkpointing or draws_chance(model)):
+        passes = replace(passes, lanes=1)
+        steps = plan_steps(task, recipe, passes, order)
     config: Any = getattr(model, "config", None)
     use_cache = getattr(config, "use_cache", None)  # the trainer turns it off for good
     checkpoint = newest_complete(work)
@@ -116,10 +121,10 @@ def fit(
             held = held_out
             history = HistoryCallback(work, every, lambda: evaluate(trained, held, passes, label="", shared=True))
             callbacks.insert(0, history)
-        trainer = AlignTrainer(trained, task, steps, passes, recipe, _arguments(recipe, work), callbacks)
-        compiling = not shard and wants_compiling(recipe, task, len(steps))
         try:
-            with tree_rows(trained), compiled(trained, compiling), quiet_transformers():
+            with passes.side_by_side(trained) as lanes, compiled(trained, compiling), quiet_transformers():
+                arguments = _arguments(recipe, work)
+                trainer = AlignTrainer(trained, task, steps, passes, recipe, arguments, callbacks, lanes)
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             log.close()
@@ -142,6 +147,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         recipe: TrainRecipe,
         args: TrainingArguments,
         callbacks: Sequence[Any] = (),
+        lanes: Lanes | None = None,
     ) -> None:
         super().__init__(
             model=model, args=args, train_dataset=_Steps(steps), data_collator=_only_item, callbacks=list(callbacks)
@@ -150,6 +156,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         self.task, self.passes, self.recipe = task, passes, recipe
         self.speed = Speed.of(model, passes, task)
         self.sharded = is_sharded(model)
+        self.lanes = lanes or Lanes(1, passes.tokens_per_pass)
         self._sums: Counter[str] = Counter()
         self._weight = 0
         self._tokens = 0
@@ -201,25 +208,14 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of every pass of one optimizer step."""
         model.train()
-        groups = self._drawn(model, inputs["groups"])
-        weight = sum(self.task.weight(i) for group in groups for i in group)
-        total = torch.zeros((), device=self.args.device)
-        self._weight = weight
-        together = coupled(self.task) if len(groups) > 1 else None
-        whole = look(self.accelerator.unwrap_model(model), together, self.passes, groups) if together else None
-        for number, group in processes.share(list(enumerate(groups))):
-            gradient = whole.gradients[number] if whole else None
-            loss = self.compute_loss(model, {"group": group, "weight": weight, "gradient": gradient})
-            loss.backward()
-            total += loss.detach()
-        if whole is not None:  # of the step, which the passes' sums are not
-            total = whole.loss.to(total) / weight if is_first_process() else torch.zeros_like(total)
-            self._sums.update(whole.metrics if is_first_process() else {})
+        core = self.accelerator.unwrap_model(model)
+        groups = self._drawn(core, inputs["groups"])
+        self._weight = sum(self.task.weight(i) for group in groups for i in group)
+        total = self._learn(core, groups)
         if self.sharded:  # FSDP has summed the gradients
             for _ in range(processes.idle(groups)):
-                batch = self.passes.batch(self.task.trees, groups[-1], self.args.device)
-                nothing: Any = 0.0 * self.passes.logprobs(model, batch).sum()
-                nothing.backward()
+                _, logps = self._forward(core, groups[-1])
+                self.lanes.carry_back(core, logps, torch.zeros_like(logps))
             processes.add(total)
         else:
             processes.add_gradients(model, total)
@@ -237,26 +233,49 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         if not isinstance(self.task, Draws) or not self.task.draws:
             return groups
         indices = [i for group in groups for i in group]
-        self.task.draw(self.accelerator.unwrap_model(model), indices, self.state.global_step)
+        self.task.draw(model, indices, self.state.global_step)
         return self.passes.groups(self.task.trees, indices, parts=processes.count())
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The share of one pass in the mean loss of its optimizer step; or what has its gradient, where that is given.
-        """
-        batch = self.passes.batch(self.task.trees, inputs["group"], self.args.device)
+    def _learn(self, model: nn.Module, groups: Step) -> Tensor:
+        """This process's passes of a step, forward and backward; () the mean loss, or this process's share in it."""
+        together = coupled(self.task) if len(groups) > 1 else None
+        whole = look(model, together, self.passes, groups, self.lanes) if together else None
+
+        def learn(number: int, turn: Turn) -> tuple[Tensor, Gradients]:
+            batch, logps = self._forward(model, groups[number])
+            with turn:
+                self._tokens += batch.n_tokens
+                if whole is not None:
+                    loss, gradient = torch.zeros(()), whole.gradients[number]
+                else:
+                    loss, gradient = self._loss(logps, batch, groups[number])
+            return loss, self.lanes.carry_back(model, logps, gradient.to(logps) / self._weight)
+
+        total = torch.zeros((), device=self.args.device)
+        numbers = processes.share(range(len(groups)))
+        sizes = [self.passes.n_tokens(self.task.trees, groups[number]) for number in numbers]
+        for _, (loss, gradients) in self.lanes.each(learn, numbers, sizes):
+            total += loss / self._weight
+            add(model, gradients)
+        if whole is not None and is_first_process():
+            total += whole.loss.to(total) / self._weight
+            self._sums.update(whole.metrics)
+        return total
+
+    def _forward(self, model: nn.Module, group: list[int]) -> tuple[Batch, Tensor]:
+        """A pass and its log-probabilities."""
+        batch = self.passes.batch(self.task.trees, group, self.args.device)
         if isinstance(self.task, Attaches):
-            batch = self.task.attach(batch, inputs["group"])
-        logps = self.passes.logprobs(self.accelerator.unwrap_model(model), batch)
-        if inputs.get("gradient") is not None:
-            loss = (logps * inputs["gradient"].to(logps)).sum()
-        else:
-            loss, metrics = self.task.loss(logps, batch, inputs["group"])
-            self._sums.update(metrics)
-        loss = loss / inputs["weight"]
-        self._tokens += batch.n_tokens
-        return (loss, logps) if return_outputs else loss
+            batch = self.task.attach(batch, group)
+        return batch, self.passes.logprobs(model, batch)
+
+    def _loss(self, logps: Tensor, batch: Batch, group: list[int]) -> tuple[Tensor, Tensor]:
+        """The summed loss of a pass, and its gradient by the log-probabilities."""
+        leaf = logps.detach().requires_grad_()
+        loss, metrics = self.task.loss(leaf, batch, group)
+        self._sums.update(metrics)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        return loss.detach(), gradient
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the task's metrics, averaged over the step, and the speed."""

@@ -140,8 +140,8 @@ def test_a_truncated_model_is_refused(tiny_model, tmp_path):
 
 def test_a_diverging_run_fails_with_exit_code_1_and_publishes_nothing(tiny_model, tmp_path, monkeypatch):
     data = write(tmp_path / "data.jsonl", [TURN] * 8)
-    original = AlignTrainer.compute_loss
-    monkeypatch.setattr(AlignTrainer, "compute_loss", lambda *args, **kw: original(*args, **kw) * float("inf"))
+    original = AlignTrainer._loss
+    monkeypatch.setattr(AlignTrainer, "_loss", lambda *args: (part * float("inf") for part in original(*args)))
     with pytest.raises(CheckFailed, match="stopped being a number at step 1") as caught:
         sft.run(SftRecipe(threads=1), model=tiny_model, data=[data], out=tmp_path / "out")
     assert caught.value.exit_code == 1

@@ -63,9 +63,9 @@ def one_step(model, task, budget, tmp_path):
             seen.update(loss=float(loss), grads=grads, metrics=dict(self._sums))
             return loss
 
-        def compute_loss(self, *args, **kwargs):
+        def _forward(self, *args):
             counted.append(1)
-            return super().compute_loss(*args, **kwargs)
+            return super()._forward(*args)
 
     steps = plan_steps(task, recipe, passes)
     with tree_rows(model):

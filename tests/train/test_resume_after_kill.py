@@ -35,7 +35,7 @@ from edgealign.train.recipes import PreferenceRecipe, SftRecipe
 
 PLACES = {
     "reading": (examples, "read_all"), "scoring": (scoring, "token_logprobs"),
-    "step": (trainer.AlignTrainer, "training_step"), "mid": (trainer.AlignTrainer, "compute_loss"),
+    "step": (trainer.AlignTrainer, "training_step"), "mid": (trainer.AlignTrainer, "_forward"),
     "saving": (trainer.AlignTrainer, "_save_optimizer_and_scheduler"),
     "marking": (checkpoints, "mark_complete"), "merging": (stage, "_final_model"), "publishing": (stage, "draw_curves"),
     "renaming": (os, "rename"),

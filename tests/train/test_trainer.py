@@ -22,6 +22,7 @@ from edgealign.train.preference_task import PreferenceTask
 from edgealign.train.recipes import PreferenceRecipe, SftRecipe
 from edgealign.train.schedule import learning_rate_share, warn_few_steps
 from edgealign.train.scoring import Passes, evaluate, score, tokens_of_pass
+from edgealign.train.shortconv import tree_rows
 from edgealign.train.tasks import PerToken, SftTask
 from edgealign.train.trainer import AlignTrainer, fit, plan_steps
 
@@ -94,7 +95,7 @@ def test_the_size_of_a_forward_pass_does_not_change_the_gradient(which, lfm2, tm
                 return loss
 
         arguments = trainer_module._arguments(recipe, tmp_path)
-        with trainer_module.tree_rows(model):
+        with tree_rows(model):
             Spy(model, task, steps, passes_of(model, budget), recipe, arguments).train()
         results.append(seen)
     for other in results[1:]:
@@ -172,18 +173,20 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(AlignTrainer, "training_step", patched)
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("which", ["documents", "pairs", "labelled"])
-def test_a_resumed_run_ends_with_the_same_bits(which, lfm2, tmp_path, monkeypatch, request):
+def test_a_resumed_run_ends_with_the_same_bits(which, lanes, lfm2, tmp_path, monkeypatch, request):
     task = request.getfixturevalue(which)
     recipe = recipe_for(task, epochs=4, save_every_steps=3)
     whole, interrupted = copy.deepcopy(lfm2), copy.deepcopy(lfm2)
-    wanted = fit(whole, task, recipe, passes=passes_of(lfm2), work=tmp_path / "whole")
+    passes = replace(passes_of(lfm2), lanes=lanes)
+    wanted = fit(whole, task, recipe, passes=passes, work=tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt_at(patch, 5)
         with pytest.raises(Interrupted):
-            fit(interrupted, task, recipe, passes=passes_of(lfm2), work=tmp_path / "cut")
+            fit(interrupted, task, recipe, passes=passes, work=tmp_path / "cut")
     fresh = copy.deepcopy(lfm2)
-    result = fit(fresh, task, recipe, passes=passes_of(lfm2), work=tmp_path / "cut")
+    result = fit(fresh, task, recipe, passes=passes, work=tmp_path / "cut")
     assert result.resumed_at == 3
     assert all(torch.equal(value, weights(fresh)[name]) for name, value in weights(whole).items())
     timeless = [{k: v for k, v in row.items() if k != "tok_per_s"} for row in result.rows]
