@@ -60,7 +60,7 @@ LAYOUT_TOLERANCE_NATS = 0.05  # bfloat16 weights differ by up to about 0.02
 CHUNK_LOGITS = 2**20  # logits held at once: 4 MiB of float32, which stay in a core's cache from one pass to the next
 KEPT_LOGITS = 2**24  # what full training may keep of them for backward, 32 MiB in bfloat16; beyond, they are made again
 GATHERED = "gathered_logprobs"  # a sharded model's method that gathers its weights for `path_logprobs` (`sharding`)
-CHUNK_ROWS = 256  # but no fewer positions than this: below, a product with a large vocabulary's matrix is slow
+CHUNK_ROWS = 512  # but no fewer positions than this: below, a product with a large vocabulary's matrix is slow
 
 
 def sequence_logprobs(model: nn.Module, batch: Batch) -> Scores:
