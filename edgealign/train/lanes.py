@@ -63,14 +63,15 @@ class Lanes:
 
     def __enter__(self) -> Lanes:
         if self.count > 1:
-            threads = max(1, torch.get_num_threads() // self.count)
-            self._pool = ThreadPoolExecutor(self.count, "lane", torch.set_num_threads, (threads,))
+            self._threads = torch.get_num_threads()
+            self._pool = ThreadPoolExecutor(self.count, "lane", _use_threads, (max(1, self._threads // self.count),))
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+            torch.set_num_threads(self._threads)  # what a lane has set is what threads yet to come would start with
 
     def each(self, job: Job[X, Y], items: Sequence[X], n_tokens: Sequence[int]) -> Iterator[tuple[X, Y]]:
         """What `job` finds in each pass; turns are taken in the order in which passes come out.
@@ -138,6 +139,12 @@ def side_by_side(n_tokens: Sequence[int], tokens: int, count: int) -> list[int]:
     for i in small:
         heapq.heappush(busy_until, heapq.heappop(busy_until) + n_tokens[i])
     return small if sum(busy_until) >= EVEN * count * max(busy_until) else []
+
+
+def _use_threads(count: int) -> None:
+    """In this thread, whose own number torch would otherwise take from the process at its first operation."""
+    torch.get_num_threads()
+    torch.set_num_threads(count)
 
 
 def _in_turn(job: Job[X, Y], item: X, turn: Turn) -> Y:

@@ -202,8 +202,12 @@ def test_the_race_with_trl_says_whether_the_goal_was_reached(load_benchmark: Loa
         "machine": {"cpu": "A CPU"}, "quiet": True,
         "settings": {"pairs": 32, "pair_tokens": 280, "batch": 8, "dtype": "float32", "threads": 2, "repetitions": 3},
         "comparisons": [{"shape": "s", "kind": "full", "loss_gap": 1e-6, "race_gap": 2e-3, "variants": variants,
-                         "memory": 1.0, "reached": False}],
+                         "memory": 1.0, "faster": {"default": 5.0, "best": 2.5}}],
     }  # fmt: skip
     text = program.render(result)
     assert "| s | full | trl-tuned | 16.00 ± 0.10 | 2.00 | 2.50x | 1.00 | 1e-06 | 0.002 |" in text
-    assert "not reached" in text
+    assert "| goal | | | 2x: reached | 1.00x TRL's least: not reached | reached | |" in text
+    found = {**result["comparisons"][0], "kind": "lora", "memory": 0.5, "loss_gap": float("nan")}
+    text = program.render({**result, "comparisons": [found], "settings": {**result["settings"], "neighbours": 1}})
+    assert "| goal | | | 5x: not reached | 0.50x TRL's least: reached | not reached | |" in text
+    assert "in turn (beside 1 busy process); A CPU" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -184,6 +185,8 @@ def test_threads_are_shared_out_and_given_back():
         with Lanes(2, tokens=40) as lanes:
             found = [value for _, value in lanes.each(lambda *_: torch.get_num_threads(), range(4), [10] * 4)]
         assert (found, torch.get_num_threads()) == ([2] * 4, 4)
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 4
     finally:
         torch.set_num_threads(before)
 
