@@ -112,8 +112,11 @@ def add(model: nn.Module, gradients: Gradients) -> None:
     if not gradients:
         return
     for p, part in zip((p for p in model.parameters() if p.requires_grad), gradients, strict=True):
-        if part is not None:
-            p.grad = part.clone() if p.grad is None else p.grad.add_(part)
+        if part is None:
+            continue
+        if p.grad is None:  # laid out as its parameter is: torch's fused AdamW reads both in the order of memory
+            p.grad = torch.zeros_like(p)
+        p.grad.add_(part)
 
 
 def lanes_of(model: nn.Module, tokens_per_pass: int, *, lora: bool) -> int:
