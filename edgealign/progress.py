@@ -37,6 +37,20 @@ def hush_libraries() -> None:
         logging.getLogger(name).addFilter(_is_an_error)
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of transformers' own, which it shows for every file it writes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def track(iterable: Iterable[T], *, total: int | None = None, label: str) -> Iterator[T]:
     """Yield the items and show how far the loop is."""
     if total is None and isinstance(iterable, Sized):

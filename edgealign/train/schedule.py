@@ -1,13 +1,23 @@
-"""How long a run is and how its learning rate moves."""
+"""What the steps of a run are, how many, and how its learning rate moves."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from edgealign.progress import say
+from edgealign.train import processes
 from edgealign.train.recipes import PretrainRecipe, TrainRecipe
+from edgealign.train.scoring import Passes
+from edgealign.train.tasks import Task
 
 FEW_STEPS = 50  # fewer optimizer steps than this rarely change a model visibly (lqh warns at the same number)
+
+
+Step = list[list[int]]  # examples of one optimizer step, one list per forward pass
+Order = Callable[[int], Sequence[int] | None]  # epoch from 0 -> all examples in order; None: shuffled by the seed
 
 
 def wanted_steps(recipe: TrainRecipe) -> int:
@@ -22,6 +32,26 @@ def epochs_of(n_examples: int, recipe: TrainRecipe) -> int:
     if not isinstance(recipe, PretrainRecipe) or not recipe.total_tokens:
         return recipe.epochs
     return -(-recipe.total_tokens // (n_examples * recipe.max_tokens))
+
+
+def plan_steps(task: Task, recipe: TrainRecipe, passes: Passes, order: Order | None = None) -> list[Step]:
+    """All optimizer steps of a run: every epoch shuffles anew, the last step of an epoch may be smaller.
+
+    `order` may put an epoch in another order. It must give the same answer every time: a resumed run asks again.
+    Of several processes each has the same number of passes in a step, where the step has enough examples.
+    """
+    steps: list[Step] = []
+    n = len(task.trees)
+    n_wanted = wanted_steps(recipe)
+    for epoch in range(epochs_of(n, recipe)):
+        given = order(epoch) if order is not None else None
+        places = np.random.default_rng((recipe.seed, epoch)).permutation(n).tolist() if given is None else given
+        for start in range(0, n, recipe.batch_size):
+            together = places[start : start + recipe.batch_size]
+            steps.append(passes.groups(task.trees, together, parts=processes.count()))
+            if len(steps) == n_wanted:
+                return steps
+    return steps
 
 
 def learning_rate_share(step: int, n_steps: int, recipe: TrainRecipe) -> float:

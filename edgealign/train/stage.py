@@ -33,7 +33,7 @@ from edgealign.data.encode import template_hash
 from edgealign.errors import InputError, RecipeError, writing
 from edgealign.models.lint import describe, lora_targets
 from edgealign.models.load import load_model, load_tokenizer
-from edgealign.progress import is_first_process, say
+from edgealign.progress import is_first_process, quiet_transformers, say
 from edgealign.train import processes, sharding
 from edgealign.train.adapt import add_lora, merge_lora, restore, save_lora, trainable
 from edgealign.train.checkpoints import full_disk
@@ -49,7 +49,7 @@ from edgealign.train.recipes import PretrainRecipe, TrainRecipe
 from edgealign.train.schedule import wanted_steps, warn_few_steps
 from edgealign.train.scoring import Passes, evaluate
 from edgealign.train.tasks import Task
-from edgealign.train.trainer import Fit, fit, quiet_transformers
+from edgealign.train.trainer import Fit, fit
 
 TEXT_FILES = (
     "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja",

@@ -4,7 +4,7 @@ One item of its data set is one optimizer step: which examples, cut into forward
 accumulation is a loop in `training_step`, every pass is divided by the weight of the whole step (tokens for SFT,
 pairs for preferences), and a resumed run skips whole steps. The order depends on the seed alone.
 
-    passes = Passes.of(model, precision, tokens_per_pass=2048)
+    passes = Passes.for_training(model, precision, lora=False)
     history = fit(model, task, recipe, passes=passes, work=work)   # model is trained in place
 
 `fit` is what `sft.run` and `preference.run` call, and can be called on its own with any `Task`.
@@ -15,13 +15,11 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
@@ -29,7 +27,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from edgealign.errors import CheckFailed
-from edgealign.progress import bar, is_first_process
+from edgealign.progress import bar, is_first_process, quiet_transformers
 from edgealign.train import processes, sharding
 from edgealign.train.checkpoints import CheckpointCallback, newest_complete, read_state
 from edgealign.train.coupled import look
@@ -40,13 +38,10 @@ from edgealign.train.log import LogCallback, step_rows
 from edgealign.train.logprobs import compiled, is_sharded
 from edgealign.train.optimizers import build_optimizer
 from edgealign.train.recipes import TrainRecipe
-from edgealign.train.schedule import epochs_of, learning_rate_share, wanted_steps
+from edgealign.train.schedule import Order, Step, learning_rate_share, plan_steps
 from edgealign.train.scoring import Passes, evaluate
 from edgealign.train.speed import Speed, wants_compiling
 from edgealign.train.tasks import Attaches, Draws, Remembers, Task, coupled
-
-Step = list[list[int]]  # examples of one optimizer step, one list per forward pass
-Order = Callable[[int], Sequence[int] | None]  # epoch from 0 -> all examples in order; None: shuffled by the seed
 
 
 @dataclass(frozen=True)
@@ -57,26 +52,6 @@ class Fit:
     n_steps: int
     resumed_at: int
     log: LogCallback
-
-
-def plan_steps(task: Task, recipe: TrainRecipe, passes: Passes, order: Order | None = None) -> list[Step]:
-    """All optimizer steps of a run: every epoch shuffles anew, the last step of an epoch may be smaller.
-
-    `order` may put an epoch in another order. It must give the same answer every time: a resumed run asks again.
-    Of several processes each has the same number of passes in a step, where the step has enough examples.
-    """
-    steps: list[Step] = []
-    n = len(task.trees)
-    n_wanted = wanted_steps(recipe)
-    for epoch in range(epochs_of(n, recipe)):
-        given = order(epoch) if order is not None else None
-        places = np.random.default_rng((recipe.seed, epoch)).permutation(n).tolist() if given is None else given
-        for start in range(0, n, recipe.batch_size):
-            together = places[start : start + recipe.batch_size]
-            steps.append(passes.groups(task.trees, together, parts=processes.count()))
-            if len(steps) == n_wanted:
-                return steps
-    return steps
 
 
 def fit(
@@ -335,17 +310,3 @@ def _arguments(recipe: TrainRecipe, work: Path) -> TrainingArguments:
         seed=recipe.seed,
         bf16=False,  # Passes.precision runs the autocast: the backbone is called without the trainer's wrapper
     )
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers' own, which it shows for every file it writes."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -19,10 +19,11 @@ from edgealign.train.layout import pack, pair
 from edgealign.train.logprobs import token_logprobs
 from edgealign.train.preference_task import PreferenceTask
 from edgealign.train.recipes import PreferenceRecipe
+from edgealign.train.schedule import plan_steps
 from edgealign.train.scoring import Passes, evaluate, score
 from edgealign.train.shortconv import kernel_width, tree_rows
 from edgealign.train.tasks import PerToken
-from edgealign.train.trainer import AlignTrainer, plan_steps
+from edgealign.train.trainer import AlignTrainer
 
 from .conftest import passes_of
 

@@ -27,9 +27,10 @@ from edgealign.train.examples import Origin, load_documents
 from edgealign.train.layout import document
 from edgealign.train.precision import Precision
 from edgealign.train.recipes import SftRecipe
+from edgealign.train.schedule import plan_steps
 from edgealign.train.scoring import Passes
 from edgealign.train.tasks import SftTask
-from edgealign.train.trainer import AlignTrainer, plan_steps
+from edgealign.train.trainer import AlignTrainer
 
 FLOAT32 = Precision("float32", "float32", False)
 SMALL = {"threads": 1, "batch_size": 4, "tokens_per_pass": 256, "learning_rate": 5e-3, "order": "easy_to_hard"}

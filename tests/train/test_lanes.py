@@ -21,9 +21,10 @@ from edgealign.train.layout import branches, document
 from edgealign.train.precision import Precision
 from edgealign.train.preference_task import PreferenceTask
 from edgealign.train.recipes import PreferenceRecipe, SftRecipe
+from edgealign.train.schedule import plan_steps
 from edgealign.train.scoring import Passes, evaluate, score
 from edgealign.train.tasks import PerToken, SftTask
-from edgealign.train.trainer import AlignTrainer, fit, plan_steps
+from edgealign.train.trainer import AlignTrainer, fit
 
 from .conftest import passes_of
 

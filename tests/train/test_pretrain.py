@@ -23,11 +23,11 @@ from edgealign.train.optimizers import Muon32, MuonWithAdamW, build_optimizer
 from edgealign.train.precision import Precision
 from edgealign.train.recipes import PretrainRecipe
 from edgealign.train.rows import PretrainTask, Rows, load_rows
-from edgealign.train.schedule import learning_rate_share
+from edgealign.train.schedule import learning_rate_share, plan_steps
 from edgealign.train.scoring import Passes
 from edgealign.train.shortconv import kernel_width, tree_rows
 from edgealign.train.speed import training_flops
-from edgealign.train.trainer import AlignTrainer, fit, plan_steps
+from edgealign.train.trainer import AlignTrainer, fit
 
 FLOAT32 = Precision("float32", "float32", False)
 WORDS = ("the fox saw a small boat on the river and asked the old man for bread").split()  # noqa: SIM905

@@ -20,11 +20,11 @@ from edgealign.train.log import LOG_FILE, TENSORBOARD_FILE
 from edgealign.train.precision import Precision
 from edgealign.train.preference_task import PreferenceTask
 from edgealign.train.recipes import PreferenceRecipe, SftRecipe
-from edgealign.train.schedule import learning_rate_share, warn_few_steps
+from edgealign.train.schedule import learning_rate_share, plan_steps, warn_few_steps
 from edgealign.train.scoring import Passes, evaluate, score, tokens_of_pass
 from edgealign.train.shortconv import tree_rows
 from edgealign.train.tasks import PerToken, SftTask
-from edgealign.train.trainer import AlignTrainer, fit, plan_steps
+from edgealign.train.trainer import AlignTrainer, fit
 
 FLOAT32 = Precision("float32", "float32", False)
 
