@@ -27,6 +27,7 @@ from edgealign.train.precision import count_parameters
 LANES = 2  # measured with two threads; of more threads each lane has several
 LANE_TOKENS = 256  # at least: below it the products of a layer lose speed
 LANE_GRADIENTS = 64 * 2**20  # bytes at most: every lane holds gradients of its own
+CHANCE = ("drop", "jitter")  # what a setting is called that makes a forward pass draw
 EVEN = 0.8  # the share of their time that lanes must be at work; below, all threads take one pass after the other
 
 X = TypeVar("X")
@@ -48,6 +49,11 @@ class Turn:
 
     def __exit__(self, *_: Any) -> None:
         self._over.set()
+
+    def skip_if_cancelled(self, job: Future[Any]) -> None:
+        """A job that will never come must not be waited for."""
+        if job.cancelled():
+            self._over.set()
 
 
 Job: TypeAlias = Callable[[X, Turn], Y]
@@ -88,11 +94,11 @@ class Lanes:
             assert self._pool is not None
             turn = Turn(turn)
             running.append((items[i], self._pool.submit(_in_turn, job, items[i], turn)))
+            running[-1][1].add_done_callback(turn.skip_if_cancelled)
             if len(running) > self.count:
-                item, done = running.popleft()
-                yield item, done.result()
-        for item, done in running:
-            yield item, done.result()
+                yield _first(running)
+        while running:
+            yield _first(running)
 
     def carry_back(self, model: nn.Module, logps: Tensor, gradient: Tensor) -> Gradients:
         """The gradients of a pass, for `add`, by the loss's gradient by its log-probabilities.
@@ -123,7 +129,7 @@ def lanes_of(model: nn.Module, tokens_per_pass: int, *, lora: bool) -> int:
     """How many passes of a training run may be side by side: several only where they cost little memory and lose no
     speed, which is a small model's case."""
     gradients = 0 if lora else 4 * count_parameters(model)
-    if next(model.parameters()).is_cuda or gradients > LANE_GRADIENTS:
+    if next(model.parameters()).is_cuda or gradients > LANE_GRADIENTS or _changes_its_positions(model):
         return 1
     return max(1, min(LANES, torch.get_num_threads(), tokens_per_pass // LANE_TOKENS))
 
@@ -131,8 +137,19 @@ def lanes_of(model: nn.Module, tokens_per_pass: int, *, lora: bool) -> int:
 def draws_chance(model: nn.Module) -> bool:
     """Whether a forward pass in training mode takes random numbers, of which there is one sequence for all lanes."""
     config: Any = getattr(model, "config", None)
-    dropped = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    return dropped or float(getattr(config, "attention_dropout", 0.0) or 0.0) > 0
+    settings = config.get_text_config().to_dict() if config is not None else {}
+    drawn = any(
+        isinstance(value, int | float) and value > 0 and any(word in name for word in CHANCE)
+        for name, value in settings.items()
+    )
+    return drawn or any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+
+
+def _changes_its_positions(model: nn.Module) -> bool:
+    """Whether a forward pass writes into the model: some rotary embeddings keep what the last length asked for."""
+    kinds = [getattr(module, "rope_type", "") for module in model.modules()]
+    names = [name for kind in kinds for name in (kind.values() if isinstance(kind, dict) else [kind])]
+    return any(name == "longrope" or "dynamic" in str(name) for name in names)
 
 
 def side_by_side(n_tokens: Sequence[int], tokens: int, count: int) -> list[int]:
@@ -142,6 +159,12 @@ def side_by_side(n_tokens: Sequence[int], tokens: int, count: int) -> list[int]:
     for i in small:
         heapq.heappush(busy_until, heapq.heappop(busy_until) + n_tokens[i])
     return small if sum(busy_until) >= EVEN * count * max(busy_until) else []
+
+
+def _first(running: deque[tuple[X, Future[Y]]]) -> tuple[X, Y]:
+    """The oldest pass, of which nothing stays here."""
+    item, done = running.popleft()
+    return item, done.result()
 
 
 def _use_threads(count: int) -> None:

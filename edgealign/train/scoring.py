@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgealign.progress import bar
 from edgealign.train import processes
 from edgealign.train.adapt import lora_without_casts
-from edgealign.train.lanes import Lanes, Turn, lanes_of
+from edgealign.train.lanes import Lanes, Turn, lanes_of, side_by_side
 from edgealign.train.layout import Batch, Tree, arrange, lay_out, split_for, split_in_rows
 from edgealign.train.logprobs import is_sharded, token_logprobs
 from edgealign.train.precision import Precision, choose_precision
@@ -68,7 +68,8 @@ class Passes:
         Several CPU threads must be known by now (`precision.fixed_threads`).
         """
         tokens = tokens_per_pass or tokens_of_pass(model, lora=lora)
-        return Passes(kernel_width(model), pad_id, tokens, precision, lanes_of(model, tokens, lora=lora))
+        lanes = min(processes.gather(lanes_of(model, tokens, lora=lora)))  # every process cuts a step alike
+        return Passes(kernel_width(model), pad_id, tokens, precision, lanes)
 
     @staticmethod
     def reading(model: nn.Module) -> Passes:
@@ -77,8 +78,17 @@ class Passes:
 
     def groups(self, trees: Sequence[Tree] | Rows, indices: Sequence[int], *, parts: int = 1) -> list[list[int]]:
         """`indices` split so that each group fits a pass, and, where there are enough of them, in a number of groups
-        that `parts` divides, and as many of these for every lane."""
-        tokens, parts = self.tokens_per_pass // self.lanes, parts * self.lanes
+        that `parts` divides, and as many of these for every lane, if lanes would be at work then."""
+        if self.lanes > 1:
+            finer = self._split(trees, indices, self.tokens_per_pass // self.lanes, parts * self.lanes)
+            sizes = [self.n_tokens(trees, group) for group in finer]
+            if side_by_side(sizes, parts * self.tokens_per_pass, parts * self.lanes):
+                return finer
+        return self._split(trees, indices, self.tokens_per_pass, parts)
+
+    def _split(
+        self, trees: Sequence[Tree] | Rows, indices: Sequence[int], tokens: int, parts: int
+    ) -> list[list[int]]:
         if isinstance(trees, Rows):
             return trees.groups(indices, tokens, parts=parts)
         lengths = [trees[i].n_tokens for i in indices]

@@ -77,9 +77,13 @@ def fit(
     shard = sharding.wanted(recipe)
     steps = plan_steps(task, recipe, passes, order)
     compiling = not shard and wants_compiling(recipe, task, len(steps))
-    if passes.lanes > 1 and (shard or compiling or recipe.gradient_checkpointing or draws_chance(model)):
-        passes = replace(passes, lanes=1)
-        steps = plan_steps(task, recipe, passes, order)
+    if passes.lanes > 1:
+        alone = replace(passes, lanes=1)
+        whole = plan_steps(task, recipe, alone, order)
+        on_gpu = processes.device().type != "cpu"
+        looked_at = coupled(task) is not None and all(len(step) == 1 for step in whole)  # cut, it is read twice
+        if on_gpu or shard or compiling or looked_at or recipe.gradient_checkpointing or draws_chance(model):
+            passes, steps = alone, whole
     config: Any = getattr(model, "config", None)
     use_cache = getattr(config, "use_cache", None)  # the trainer turns it off for good
     checkpoint = newest_complete(work)
@@ -232,6 +236,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         for _, (loss, gradients) in self.lanes.each(learn, numbers, sizes):
             total += loss / self._weight
             add(model, gradients)
+            del gradients
         if whole is not None and is_first_process():
             total += whole.loss.to(total) / self._weight
             self._sums.update(whole.metrics)

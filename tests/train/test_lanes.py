@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -16,7 +16,7 @@ from edgealign.objectives.table import find
 from edgealign.train import trainer as trainer_module
 from edgealign.train.adapt import add_lora
 from edgealign.train.anchors import Anchors
-from edgealign.train.lanes import Lanes, Turn, lanes_of, side_by_side
+from edgealign.train.lanes import Lanes, Turn, draws_chance, lanes_of, side_by_side
 from edgealign.train.layout import branches, document
 from edgealign.train.precision import Precision
 from edgealign.train.preference_task import PreferenceTask
@@ -61,7 +61,7 @@ def recipe_for(key, **options):
     return kind(**{"batch_size": 8, "epochs": 2, "learning_rate": 1e-3, **options})
 
 
-def trained(model, task, key, lanes, work, *, monkeypatch, delay=0.0, **options):
+def trained(model, task, key, lanes, work, *, monkeypatch, delay=0.0, tokens=100, **options):
     """Gradients of every step, names of the threads of its passes, and the log of a run."""
     seen, threads, forward = [], [], AlignTrainer._forward
 
@@ -76,7 +76,7 @@ def trained(model, task, key, lanes, work, *, monkeypatch, delay=0.0, **options)
             time.sleep(delay * (group[0] % 3))
             return forward(self, model, group)
 
-    passes = replace(passes_of(model, 100), lanes=lanes)
+    passes = replace(passes_of(model, tokens), lanes=lanes)
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module, "AlignTrainer", Spy)
         result = fit(model, task, recipe_for(key, **options), passes=passes, work=work)
@@ -135,6 +135,58 @@ def test_what_wants_memory_or_takes_random_numbers_has_one_lane(options, lfm2, m
     assert set(threads) == {"MainThread"}
 
 
+@pytest.mark.parametrize(("key", "lane"), [("kto", "MainThread"), ("ln_dpo", "lane")])
+def test_a_step_that_would_be_read_twice_if_it_were_cut_stays_one_pass(
+    key, lane, lfm2, make_task, tmp_path, monkeypatch
+):
+    _, threads, rows = trained(lfm2, make_task(key), key, 2, tmp_path, monkeypatch=monkeypatch, tokens=1000)
+    assert {name.split("_")[0] for name in threads} == {lane}
+    assert len(threads) == len(rows) * (1 if lane == "MainThread" else 2)
+
+
+SMALL = {
+    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "facts", "draws"), [
+    ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.1}, True),  # functional: no module of it
+    ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}, False),
+    ("mixtral", {"num_key_value_heads": 2, "router_jitter_noise": 0.1}, True),
+    ("mixtral", {"num_key_value_heads": 2}, False),
+    ("llama", {"attention_dropout": 0.1}, True),
+    ("llama", {}, False),
+    ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}, True),  # modules, which transformers' default sets to 0.1
+])  # fmt: skip
+def test_models_that_take_random_numbers_are_known(kind, facts, draws):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SMALL, **facts})).train()
+    before = torch.get_rng_state()
+    model(input_ids=torch.arange(3, 23)[None])
+    assert draws == (not torch.equal(before, torch.get_rng_state())) == draws_chance(model)
+
+
+@pytest.mark.parametrize(("kind", "facts", "lanes"), [
+    ("dynamic", {"factor": 2.0}, 1),
+    ("longrope", {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}, 1),
+    ("default", {}, 2),
+])  # fmt: skip
+def test_positions_that_a_forward_pass_changes_have_one_lane(kind, facts, lanes, monkeypatch):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    rope = {"rope_type": kind, "rope_theta": 10000.0, **facts}
+    model = LlamaForCausalLM(LlamaConfig(**{**SMALL, "rope_parameters": rope}))
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    model(input_ids=torch.arange(200)[None] % 90)
+    moved = not torch.equal(model.model.rotary_emb.inv_freq, frequencies)
+    assert moved == (lanes == 1)
+    assert lanes_of(model, 2048, lora=False) == lanes
+
+
 def test_scores_are_the_same_and_in_the_order_of_the_examples(lfm2, tokens):
     """Also where an example is too long to share a pass's tokens, and comes first."""
     task = SftTask([document(tokens(n), (False, *(True,) * (n - 1))) for n in (5, 9, 40, 4, 7, 10, 6, 12)])
@@ -151,6 +203,13 @@ def test_a_step_has_passes_for_every_lane_that_hold_together_what_one_may(lfm2, 
     assert sorted(i for group in two for i in group) == sorted(i for group in one for i in group)
     assert len(two) % 2 == 0
     assert max(passes.n_tokens(trees, group) for group in two) * 2 <= 60
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(3, [3]), (4, [2, 2]), (1, [1])])
+def test_a_step_that_would_leave_a_lane_idle_is_not_cut_for_it(n, sizes, lfm2, tokens):
+    trees = [document(tokens(10), (True,) * 10) for _ in range(n)]
+    groups = replace(passes_of(lfm2, 40), lanes=2).groups(trees, range(n))
+    assert [len(group) for group in groups] == sizes
 
 
 @pytest.mark.parametrize(("n_tokens", "beside"), [
@@ -209,6 +268,36 @@ def test_a_pass_that_fails_is_heard_of_and_holds_nobody_up():
 
         with pytest.raises(ValueError, match="pass 1"), Lanes(2, tokens=100) as lanes:
             list(lanes.each(job, range(8), [10] * 8))
+
+
+def test_a_pass_that_is_called_off_holds_nobody_up():
+    """As where an error ends the lanes while passes wait: the second may be off, and the third already taken."""
+
+    turns = []
+
+    class SecondIsOff(ThreadPoolExecutor):
+        def submit(self, call, /, job, item, turn):
+            turns.append(turn)
+            if item == 1:
+                off = Future()
+                off.cancel()
+                return off
+            return super().submit(call, job, item, turn)
+
+    def run():
+        with Lanes(2, tokens=100) as lanes:
+            lanes._pool = SecondIsOff(2)
+            with pytest.raises(CancelledError):
+                list(lanes.each(lambda item, turn: item, range(4), [10] * 4))
+
+    running = threading.Thread(target=run)
+    running.start()
+    running.join(20)
+    hangs = running.is_alive()
+    for turn in turns:  # or the threads would outlive the test
+        with turn:
+            pass
+    assert not hangs
 
 
 def test_turns_come_in_order():

@@ -38,6 +38,10 @@ from dataclasses import replace
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
 out, dies_at = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1 + processes.rank())
+tiny = Lfm2ForCausalLM(Lfm2Config(vocab_size=96, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+lanes = Passes.for_training(tiny, Precision("float32", "float32", False), lora=False, tokens_per_pass=512).lanes
+assert lanes == 1, "a process has one thread, so none has two lanes: all cut a step alike"
 torch.set_num_threads(1)
 draw = torch.Generator().manual_seed(1)
 texts = [[torch.randint(3, 96, (n,), generator=draw).tolist() for n in (4, 3 + i % 5, 9 - i % 4)] for i in range(18)]
