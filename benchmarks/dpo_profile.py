@@ -80,7 +80,7 @@ def watch(clock: Clock) -> None:
     clock.wrap(logprobs, "hidden_states", "decoder forward")
     clock.wrap(scoring, "token_logprobs", "vocabulary forward")
     clock.wrap(preference_task.PreferenceTask, "loss", "loss")
-    clock.wrap(torch.Tensor, "backward", "backward, decoder")
+    clock.wrap(torch.autograd, "backward", "backward, decoder")
     clock.wrap(logprobs._ChunkedLogProb, "backward", "backward, vocabulary")
     clock.wrap(torch.nn.utils, "clip_grad_norm_", "clipping")
     clock.wrap(torch.optim.AdamW, "step", "optimizer")

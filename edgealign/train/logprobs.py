@@ -244,6 +244,7 @@ class _ChunkedLogProb(torch.autograd.Function):
                 direction[part] = _onehot_minus_softmax(logp, target[part]).to(weight.dtype) @ weight
             elif kept is not None:
                 kept[part] = _onehot_minus_softmax(logp, target[part])
+            del logp  # or it lies beside the next chunk's
         ctx.chunk, ctx.hidden_learns, ctx.learns_weight = chunk, hidden.requires_grad, learns_weight
         if learns_weight:
             ctx.save_for_backward(hidden, weight, bias, target, kept)
