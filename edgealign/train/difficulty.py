@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +272,7 @@ def _symbols(tree: Tree, tokenizer: Any) -> int:
 
 def _grade_all(model: nn.Module, trees: Sequence[Tree], passes: Passes) -> dict[str, Tensor]:
     device = next(model.parameters()).device
+    passes = replace(passes, lanes=1)  # one after the other
     nats = torch.zeros(len(trees), dtype=torch.float64)
     hits = torch.zeros(len(trees), dtype=torch.float64)
     was_training = model.training
